@@ -1,0 +1,78 @@
+# What one does with a checkout of distft; `make` alone lists it. Only Python 3.10 to 3.13 has to be there:
+# the first target that needs it makes .venv and installs the pinned versions of constraints.txt.
+
+PYTHON :=
+PORT := 8000
+ARGS :=
+
+JOB := jobs/quickstart.yaml
+RUN := runs/quickstart
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# Where Python is looked for, and what ends with 0 for one that can make .venv (Debian packs ensurepip apart).
+CANDIDATES := $(if $(PYTHON),'$(PYTHON)',python3 python3.13 python3.12 python3.11 python3.10)
+SUITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+
+.DEFAULT_GOAL := help
+.PHONY: help run serve test proof check lint format clean again
+
+help:
+	@echo 'make run      a small job on a made-up shop, from event logs to one answer of the service'
+	@echo 'make serve    the service of that job on port $(PORT) until Ctrl-C (PORT=...)'
+	@echo 'make test     unit and integration tests, below 10 minutes (ARGS="-k name" for some of them)'
+	@echo 'make proof    slow proofs: kills, many ranks, a browser; below 50 minutes (ARGS=...)'
+	@echo 'make check    lint, format and types, without changing anything'
+	@echo 'make format   format the code and mend what lint can mend'
+	@echo 'make clean    remove .venv, caches and runs/quickstart'
+
+run: $(STAMP)
+	$(BIN)/distft run $(JOB)
+	$(BIN)/distft serve $(RUN)/bundle --probe
+
+serve: $(STAMP)
+	@test -f $(RUN)/bundle/manifest.json || { echo 'There is no bundle yet: running $(JOB) first.'; \
+		$(BIN)/distft run $(JOB); }
+	$(BIN)/distft serve $(RUN)/bundle --port $(PORT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not proof' $(ARGS)
+
+proof: $(STAMP)
+	$(BIN)/python -m pytest -m proof $(ARGS)
+
+check: lint
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+
+format: $(STAMP)
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis $(RUN)
+
+# The stamp is written when an installation is complete, and names the folder it was made for: a changed pin, an
+# interrupted installation and a checkout that was copied or moved are all installed again.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(shell pwd -P))
+$(STAMP): again
+endif
+again:
+
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $(STAMP)
+	@$(BIN)/python -c '$(SUITS)' 2>/dev/null || { \
+		for python in $(CANDIDATES) none; do "$$python" -c '$(SUITS)' 2>/dev/null && break; done; \
+		if test "$$python" = none; then \
+			echo 'distft needs Python 3.10, 3.11, 3.12 or 3.13 with its venv module, and found none as' \
+				$(CANDIDATES)'. Install one (on Debian: apt install python3 python3-venv),' \
+				'or name it: make PYTHON=/path/to/python3' >&2; \
+			exit 1; \
+		fi; \
+		"$$python" -m venv --clear .venv; }
+	@echo 'Installing distft and the versions of constraints.txt into .venv: this takes minutes and a few GB.'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,excel]'
+	@pwd -P > $(STAMP)
