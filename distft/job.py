@@ -1,0 +1,262 @@
+"""The job: one immutable, validated value that every stage is a function of.
+
+Each class below is a section of the job file; its fields are the keys, with their defaults and bounds: this is
+the only place where a default is defined. ``jobfile`` reads the YAML and reports mistakes with line and column.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from distft.component import LossConfig, ModelConfig, Section, SourceConfig, union
+from distft.losses.softmax.config import Config as Softmax
+from distft.models.transformer.config import Config as Transformer
+from distft.schema import METRIC_PATTERN, POINTWISE_METRICS, RANKING_METRICS
+
+if TYPE_CHECKING:
+    AnySource = SourceConfig
+    AnyModel = ModelConfig
+    AnyLoss = LossConfig
+else:
+    AnySource = union("data/sources", "source")
+    AnyModel = union("models", "kind")
+    AnyLoss = union("losses", "kind")
+
+StageName = Literal["prepare", "train", "tune", "finetune", "evaluate", "export"]
+STAGE_ORDER: tuple[StageName, ...] = ("prepare", "tune", "train", "finetune", "evaluate", "export")
+
+
+def _metric(name: str) -> str:
+    if not METRIC_PATTERN.match(name):
+        family, at, k = name.partition("@")
+        near = difflib.get_close_matches(family, RANKING_METRICS if at else POINTWISE_METRICS, n=1, cutoff=0.5)
+        hint = f"; did you mean '{near[0]}{at}{k}'?" if near else ""
+        raise ValueError(f"expected a metric such as ndcg@10, hr@10, mrr@10, recall@10 or loss{hint}")
+    return name
+
+
+Metric = Annotated[str, AfterValidator(_metric)]
+
+
+class Features(Section):
+    """A table of item or user features: CSV, JSON Lines or Parquet."""
+
+    path: str = Field(description="file, glob or URI")
+    format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
+    separator: str | None = Field(None, min_length=1, max_length=1, description="of a CSV; guessed from the name")
+    encoding: str = "utf-8"
+    columns: dict[str, str] = Field(description="feature name → column; must name item_id (or user_id)")
+    numeric: tuple[str, ...] = Field(("price",), description="features that are numbers; the others are categories")
+    text: tuple[str, ...] = Field(("title",), description="features that are only shown to people")
+
+
+class Clean(Section):
+    """What prepare drops, and how much it may reject."""
+
+    min_user_events: int = Field(5, ge=1, description="users with fewer events are dropped, iteratively (k-core)")
+    min_item_events: int = Field(5, ge=1, description="items with fewer events are dropped, iteratively (k-core)")
+    max_rejected_share: float = Field(0.05, ge=0, le=1, description="above this share of unusable rows prepare fails")
+    drop_duplicates: bool = Field(True, description="keep one of several rows that agree in every field")
+
+
+class LeaveOneOut(Section):
+    """The last target of a user is the test, the one before it the validation, the rest trains."""
+
+    by: Literal["leave_one_out"] = "leave_one_out"
+    ties: Literal["fail", "ordered"] = Field(
+        "fail",
+        description="events that share user and timestamp with a target are a leak (fail), unless their order in "
+        "the log is real (ordered)",
+    )
+
+
+class ByTime(Section):
+    """The last ``test_days`` are the test, the ``valid_days`` before them the validation."""
+
+    by: Literal["time"] = "time"
+    valid_days: float = Field(28, gt=0)
+    test_days: float = Field(28, gt=0)
+
+
+class Random(Section):
+    """Each target event goes to train, valid or test by chance; a history is the user's training events."""
+
+    by: Literal["random"] = "random"
+    valid_share: float = Field(0.1, gt=0, lt=1)
+    test_share: float = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> Random:
+        if self.valid_share + self.test_share >= 1:
+            raise ValueError("valid_share + test_share must leave something to train on")
+        return self
+
+
+Split = Annotated[LeaveOneOut | ByTime | Random, Field(discriminator="by")]
+
+
+class Data(Section):
+    """Where the events come from, how they are cleaned and split."""
+
+    events: tuple[AnySource, ...] = Field(min_length=1, description="one or more logs, merged")
+    items: Features | None = Field(None, description="item features; without it the sources' own, if they have any")
+    users: Features | None = None
+    clean: Clean = Clean()
+    target_events: tuple[str, ...] = Field(("purchase",), min_length=1, description="predicted; others are context")
+    split: Split = LeaveOneOut()
+    max_context: int = Field(1000, ge=1, description="events before a target that valid/ and test/ hold")
+    min_token_count: int = Field(2, ge=1, description="query tokens seen less often are unknown")
+
+    @model_validator(mode="after")
+    def _targets_occur(self) -> Data:
+        known = sorted({name for source in self.events for name in source.event_names()})
+        missing = [name for name in self.target_events if name not in known]
+        if missing:
+            raise ValueError(f"target_events {missing} never occur: the logs give {', '.join(known)}")
+        return self
+
+
+class Zero(Section):
+    """DeepSpeed ZeRO: 0 replicates all state; 1 splits the optimiser, 2 also gradients, 3 also parameters."""
+
+    stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "cpu"] = Field(
+        "none", description="where the optimiser state (stage 3: and weights) rests"
+    )
+
+
+class Validate(Section):
+    every_epochs: int = Field(1, ge=1)
+
+
+class EarlyStopping(Section):
+    metric: Metric = "ndcg@10"
+    patience: int = Field(5, ge=1, description="validations without a better value before training ends")
+
+
+class Checkpoint(Section):
+    every_steps: int = Field(200, ge=1)
+    keep: int = Field(2, ge=1, description="latest checkpoints kept; the best one is kept beside them")
+
+
+class Train(Section):
+    """How a model is trained."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(128, ge=1, description="histories per optimiser step, over all workers")
+    learning_rate: float = Field(1e-3, gt=0)
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of adam and adamw")
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    decay: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up, to 0 at the end")
+    clip_norm: float = Field(0.0, ge=0, description="largest norm of the whole gradient; 0 does not clip")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    zero: Zero = Zero()
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed keys, passed through")
+    windows: Literal["last", "all"] = Field("last", description="train on a long history's latest window, or on all")
+    max_tokens_per_micro_batch: int = Field(16_384, ge=1, description="padded positions computed at once")
+    num_streams: int = Field(64, ge=1, description="virtual reading streams; bounds the number of workers")
+    validate_: Validate = Field(Validate(), alias="validate")
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class Scaling(Section):
+    """On what the training runs."""
+
+    num_workers: int | tuple[int, int] = Field(1, description="a number, or [min, max] for elastic training")
+    use_gpu: bool | Literal["auto"] = "auto"
+    cpus_per_worker: float = Field(1, gt=0)
+    max_failures: int = Field(3, ge=-1, description="restarts of the worker group; -1 is without limit")
+
+    @model_validator(mode="after")
+    def _workers(self) -> Scaling:
+        low, high = self.worker_range
+        if not 1 <= low <= high:
+            raise ValueError(f"num_workers must be at least 1 and [min, max] in that order, not {self.num_workers}")
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Smallest and largest number of workers."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
+
+class Finetune(Section):
+    """Training that starts from a trained model and freezes parts of it; otherwise the keys of ``train``."""
+
+    from_: str = Field(alias="from", description="bundle or checkpoint")
+    freeze: tuple[str, ...] = ("embeddings",)
+    learning_rate: float = Field(3e-4, gt=0)
+    epochs: int = Field(5, ge=1)
+
+
+class Tune(Section):
+    """A search over job keys."""
+
+    num_trials: int = Field(16, ge=1)
+    search: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: {
+            "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
+            "train.batch_size": {"choice": [64, 128, 256]},
+        },
+        description="job key → {loguniform | uniform: [low, high]} or {choice: [...]}",
+    )
+
+
+class Evaluate(Section):
+    """How the test split is scored; baselines and the server follow the same exclusion rule."""
+
+    k: tuple[int, ...] = Field((1, 5, 10, 20), min_length=1)
+    exclude_seen: Literal["all", "targets", "none"] = Field(
+        "all", description="items of the history that are not recommended: all, those of target events, or none"
+    )
+
+
+class Serve(Section):
+    """How the service scales and what it accepts."""
+
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(4, ge=1)
+    max_k: int = Field(1000, ge=1, description="longest list that a request may ask for")
+    max_batch_size: int = Field(32, ge=1, description="requests answered in one forward pass")
+    batch_wait_s: float = Field(0.005, ge=0, le=1, description="how long the first request of a batch waits")
+    request_timeout_s: float = Field(10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _replicas(self) -> Serve:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        return self
+
+
+class Job(Section):
+    """One run from event logs to a served model."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="lower case, digits and dashes")
+    storage: str = Field(min_length=1, description="folder or URI; every stage writes below it")
+    seed: int = Field(1, ge=0, lt=2**31)
+    stages: tuple[StageName, ...] = Field(("prepare", "train", "evaluate", "export"), min_length=1)
+    data: Data
+    model: AnyModel = Transformer()
+    loss: AnyLoss = Softmax()
+    train: Train = Train()
+    scaling: Scaling = Scaling()
+    finetune: Finetune | None = None
+    tune: Tune = Tune()
+    evaluate: Evaluate = Evaluate()
+    serve: Serve = Serve()
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Job:
+        wanted = tuple(stage for stage in STAGE_ORDER if stage in self.stages)
+        if wanted != self.stages:
+            raise ValueError(f"stages must stand once each and in this order: {', '.join(wanted)}")
+        if "finetune" in self.stages and self.finetune is None:
+            raise ValueError("the stage finetune needs a finetune section with its 'from'")
+        return self

@@ -1,0 +1,26 @@
+"""Keys of ``loss: {kind: softmax}``: cross-entropy over the whole catalogue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from distft.component import LossConfig
+
+if TYPE_CHECKING:
+    from distft.losses.base import Loss
+    from distft.schema import Catalog
+
+
+class Config(LossConfig):
+    """Full softmax, computed in chunks, so that the logits of all positions never exist at once."""
+
+    kind: Literal["softmax"] = "softmax"
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items")
+    max_logits: int = Field(2_000_000, ge=1, description="logits held at once; bounds the loss's memory")
+
+    def build(self, catalog: Catalog) -> Loss:
+        from distft.losses.softmax.loss import Softmax
+
+        return Softmax(self)
