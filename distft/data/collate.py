@@ -1,0 +1,97 @@
+"""Rows of events → Batch: the same function when training, evaluating and serving.
+
+Enters: ragged ``Histories``. Leaves: a right-padded ``Batch`` whose positions start at each history's oldest
+event that fits. Surprising choice: a time gap is only taken between two events of the window, never to the one
+that was cut off, so that a server that sees only the window computes the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distft.schema import NUM_GAP_BUCKETS, NUM_RESERVED, PAD, Batch, Histories
+
+
+def history_batch(histories: Histories, max_history: int, has_clock: bool) -> Batch:
+    """The latest ``max_history`` events of every history as inputs, without targets."""
+    end = histories.offsets[1:]
+    start = np.maximum(histories.offsets[:-1], end - max_history)
+    return _pad(histories, start, end, has_clock)
+
+
+def train_batch(histories: Histories, max_history: int, has_clock: bool, target_codes: NDArray[np.int8]) -> Batch:
+    """All events but the last as inputs; each position's target is the event after it.
+
+    Only events of the target types on known items are targets; a history of n events gives at most
+    min(n - 1, max_history) of them, the latest.
+    """
+    end = np.maximum(histories.offsets[1:] - 1, histories.offsets[:-1])
+    start = np.maximum(histories.offsets[:-1], end - max_history)
+    batch = _pad(histories, start, end, has_clock)
+    index_BL, valid_BL = _positions(start, end)
+    following_BL = np.where(valid_BL, index_BL + 1, 0)
+    if len(histories.item_row):
+        item_BL = histories.item_row[following_BL]
+        wanted_BL = valid_BL & (item_BL >= NUM_RESERVED) & np.isin(histories.event[following_BL], target_codes)
+        batch.target_BL = torch.from_numpy(np.where(wanted_BL, item_BL, PAD).astype(np.int64))
+        if len(histories.value):
+            value_BL = np.where(wanted_BL, histories.value[following_BL], np.float32(0))
+            batch.target_value_BL = torch.from_numpy(value_BL.astype(np.float32))
+    return batch
+
+
+def _positions(start: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(index_BL into the flat events, valid_BL); width is at least 1, so that an empty batch has a position."""
+    length_B = end - start
+    width = max(1, int(length_B.max(initial=0)))
+    index_BL = start[:, None] + np.arange(width)
+    valid_BL = np.arange(width) < length_B[:, None]
+    return np.where(valid_BL, index_BL, 0), valid_BL
+
+
+def _pad(histories: Histories, start: NDArray[np.int64], end: NDArray[np.int64], has_clock: bool) -> Batch:
+    index_BL, valid_BL = _positions(start, end)
+    if len(histories.item_row):
+        item_BL = np.where(valid_BL, histories.item_row[index_BL], PAD)
+        event_BL = np.where(valid_BL, histories.event[index_BL], PAD)
+    else:
+        item_BL = event_BL = np.zeros(index_BL.shape, np.int64)
+    gap_BL = _gaps(histories, index_BL, valid_BL) if has_clock else np.zeros(index_BL.shape, np.int64)
+    return Batch(
+        item_BL=torch.from_numpy(item_BL.astype(np.int64)),
+        event_BL=torch.from_numpy(event_BL.astype(np.int64)),
+        gap_BL=torch.from_numpy(gap_BL),
+        query_BLQ=torch.from_numpy(_queries(histories, index_BL, valid_BL)),
+        length_B=torch.from_numpy((end - start).astype(np.int64)),
+        target_BL=torch.zeros(index_BL.shape, dtype=torch.int64),
+        target_value_BL=torch.zeros(index_BL.shape, dtype=torch.float32),
+        user_row_B=torch.from_numpy(histories.user_row.astype(np.int64)),
+    )
+
+
+def _gaps(histories: Histories, index_BL: NDArray[np.int64], valid_BL: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Codes of the seconds since the event before; 0 for a window's first event and where a time is unknown (< 0)."""
+    gap_BL = np.zeros(index_BL.shape, np.int64)
+    if len(histories.time_ms):
+        time_BL = histories.time_ms[index_BL]
+        seconds_BL = np.maximum(np.diff(time_BL, axis=1), 0) / 1000
+        bucket_BL = np.minimum(1 + np.floor(np.log2(1 + seconds_BL)).astype(np.int64), NUM_GAP_BUCKETS - 1)
+        known_BL = valid_BL[:, 1:] & (time_BL[:, 1:] >= 0) & (time_BL[:, :-1] >= 0)
+        gap_BL[:, 1:] = np.where(known_BL, bucket_BL, 0)
+    return gap_BL
+
+
+def _queries(histories: Histories, index_BL: NDArray[np.int64], valid_BL: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Token rows of each event's query, padded to the longest of the batch; [B, L, 0] if no event has one."""
+    if not len(histories.item_row):
+        return np.zeros((*index_BL.shape, 0), np.int64)
+    first_BL = histories.query_offsets[index_BL]
+    count_BL = np.where(valid_BL, histories.query_offsets[index_BL + 1] - first_BL, 0)
+    width = int(count_BL.max(initial=0))
+    position_BLQ = first_BL[..., None] + np.arange(width)
+    present_BLQ = np.arange(width) < count_BL[..., None]
+    if not width:
+        return np.zeros((*index_BL.shape, 0), np.int64)
+    return np.where(present_BLQ, histories.query_tokens[np.where(present_BLQ, position_BLQ, 0)], PAD).astype(np.int64)

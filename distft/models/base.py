@@ -1,0 +1,47 @@
+"""The protocol of a model: a causal state for every event, vectors for the items asked for, and scores.
+
+Shape legend: B histories, L positions, D width, N rows (one position each), K items of a row.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distft.schema import Batch
+
+
+class Model(nn.Module):
+    """Base of all models.
+
+    ``retrieval`` says how candidates are found: "dot" models rank by the product of state and item vector,
+    "pair" models score each (state, item) pair and are ranked by a chunked scan, never by an index.
+    """
+
+    retrieval: ClassVar[Literal["dot", "pair"]] = "dot"
+    num_items: int
+
+    def states(self, batch: Batch) -> Tensor:
+        """x_BLD: what the model knows after each event. Causal: position l sees events 0..l alone."""
+        raise NotImplementedError
+
+    def item_vectors(self, items_N: Tensor) -> Tensor:
+        """v_ND of the item rows ``items_N``, and of no others."""
+        raise NotImplementedError
+
+    def pair_scores(self, x_ND: Tensor, items_NK: Tensor, batch: Batch) -> Tensor:
+        """s_NK: scores of K items for each of N states. The default is the dot product."""
+        v_NKD = self.item_vectors(items_NK.reshape(-1)).view(*items_NK.shape, -1)
+        return torch.einsum("nd,nkd->nk", x_ND, v_NKD)
+
+    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter, in named groups from input to output: the units of freezing."""
+        raise NotImplementedError
+
+
+def last_states(x_BLD: Tensor, length_B: Tensor) -> Tensor:
+    """x_BD: the state after each history's last event; the first position's for an empty history."""
+    index_B = (length_B - 1).clamp(min=0)
+    return x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), index_B]

@@ -1,0 +1,113 @@
+"""Building blocks that models share: the embedding of an event, of an item, and a transformer block.
+
+Shape legend: B histories, L positions, D width, Q query tokens, N items, H heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distft.schema import NUM_GAP_BUCKETS, PAD, Batch, Catalog
+
+INIT_STD = 0.02
+
+
+class ItemEmbedding(nn.Module):
+    """Vector of an item row: its own embedding plus those of its categories and numbers.
+
+    Items of one category share what is learnt of it, so that rare items start from something.
+    """
+
+    codes_NF: Tensor
+    numbers_NG: Tensor
+
+    def __init__(self, catalog: Catalog, dim: int, features: bool) -> None:
+        super().__init__()
+        self.items = nn.Embedding(catalog.num_items, dim, padding_idx=PAD)
+        used = catalog.features if features else ()
+        categories = [f for f in used if f.codes is not None]
+        numbers = [f for f in used if f.values is not None]
+        self.categories = nn.ModuleList(nn.Embedding(f.size, dim, padding_idx=PAD) for f in categories)
+        self.numbers = nn.Linear(len(numbers), dim, bias=False) if numbers else None
+        codes = [torch.as_tensor(f.codes, dtype=torch.int64) for f in categories]
+        values = [torch.as_tensor(f.values, dtype=torch.float32) for f in numbers]
+        # Not persistent: they are the encoder's, and a bundle carries them there.
+        self.register_buffer("codes_NF", torch.stack(codes, 1) if codes else torch.zeros(0), persistent=False)
+        self.register_buffer("numbers_NG", torch.stack(values, 1) if values else torch.zeros(0), persistent=False)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """V [..., D] of item rows [...]."""
+        v: Tensor = self.items(items)
+        for index, table in enumerate(self.categories):
+            v = v + table(self.codes_NF[items, index])
+        if self.numbers is not None:
+            v = v + self.numbers(self.numbers_NG[items].to(v.dtype))
+        return v
+
+
+class EventEmbedding(nn.Module):
+    """What is known of an event beside its item: its type, the time since the one before, its query."""
+
+    def __init__(self, catalog: Catalog, dim: int) -> None:
+        super().__init__()
+        self.types = nn.Embedding(catalog.num_events, dim, padding_idx=PAD) if catalog.num_events > 2 else None
+        self.gaps = nn.Embedding(NUM_GAP_BUCKETS, dim) if catalog.has_clock else None
+        self.tokens = nn.Embedding(catalog.num_query_tokens, dim, padding_idx=PAD) if catalog.num_query_tokens else None
+
+    def forward(self, batch: Batch, v_BLD: Tensor) -> Tensor:
+        """v_BLD plus the embeddings of the events."""
+        if self.types is not None:
+            v_BLD = v_BLD + self.types(batch.event_BL)
+        if self.gaps is not None:
+            v_BLD = v_BLD + self.gaps(batch.gap_BL)
+        if self.tokens is not None:
+            # Called also for a batch without queries: under ZeRO-3 every rank must touch the same parameters.
+            q_BLQ = batch.query_BLQ if batch.query_BLQ.shape[2] else torch.zeros_like(batch.item_BL)[..., None]
+            count_BL1 = (q_BLQ != PAD).sum(2, keepdim=True).clamp(min=1)
+            v_BLD = v_BLD + self.tokens(q_BLQ).sum(2) / count_BL1
+        return v_BLD
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: causal self-attention, then a feed-forward layer, each added to its input."""
+
+    def __init__(self, dim: int, num_heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x_BLD = x_BLD + self._drop(self.out(self._attend(self.attention_norm(x_BLD))))
+        hidden = self._drop(F.gelu(self.up(self.feed_forward_norm(x_BLD))))
+        return x_BLD + self._drop(self.down(hidden))
+
+    def _attend(self, x_BLD: Tensor) -> Tensor:
+        batch_size, length, dim = x_BLD.shape
+        qkv = self.qkv(x_BLD).view(batch_size, length, 3, self.num_heads, dim // self.num_heads)
+        q_BHLE, k_BHLE, v_BHLE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Padding stands on the right, so the causal mask alone keeps it from every real position.
+        y_BHLE = F.scaled_dot_product_attention(
+            q_BHLE, k_BHLE, v_BHLE, is_causal=True, dropout_p=self.dropout if self.training else 0.0
+        )
+        return y_BHLE.transpose(1, 2).reshape(batch_size, length, dim)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+def init_normal(module: nn.Module, std: float = INIT_STD) -> None:
+    """Normal weights with the given standard deviation, zero biases and zero PAD rows: for ``Module.apply``."""
+    if isinstance(module, nn.Embedding | nn.Linear):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        with torch.no_grad():
+            module.weight[module.padding_idx].zero_()

@@ -1,0 +1,65 @@
+"""A causal transformer over the event sequence, after SASRec (Kang and McAuley, 2018, arXiv:1808.09781).
+
+Enters: a Batch. Leaves: one state per event; items are ranked by the product of state and item vector, where the
+item vectors are the input embeddings themselves (tied). Surprising choice: positions count from the window's
+oldest event, so that padding on the right changes nothing.
+
+Shape legend: B histories, L positions, D width, N items.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distft.models.base import Model
+from distft.models.blocks import Block, EventEmbedding, ItemEmbedding, init_normal
+from distft.schema import Batch, Catalog
+
+if TYPE_CHECKING:
+    from distft.models.transformer.config import Config
+
+
+class Transformer(Model):
+    """Self-attention over the latest ``max_history`` events."""
+
+    retrieval = "dot"
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        super().__init__()
+        self.num_items = catalog.num_items
+        self.dropout = config.dropout
+        self.scale = config.dim**0.5
+        self.items = ItemEmbedding(catalog, config.dim, config.item_features)
+        self.events = EventEmbedding(catalog, config.dim)
+        self.positions = nn.Embedding(config.max_history, config.dim)
+        hidden = int(config.dim * config.feed_forward)
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.num_heads, hidden, config.dropout) for _ in range(config.num_blocks)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+        self.apply(init_normal)
+
+    def states(self, batch: Batch) -> Tensor:
+        """x_BLD after each event."""
+        v_BLD = self.events(batch, self.items(batch.item_BL))
+        position_L = torch.arange(batch.item_BL.shape[1], device=v_BLD.device)
+        x_BLD = F.dropout(v_BLD * self.scale + self.positions(position_L), self.dropout, self.training)
+        for block in self.blocks:
+            x_BLD = block(x_BLD)
+        y_BLD: Tensor = self.norm(x_BLD)
+        return y_BLD
+
+    def item_vectors(self, items_N: Tensor) -> Tensor:
+        """v_ND: the input embeddings of the items."""
+        v_ND: Tensor = self.items(items_N)
+        return v_ND
+
+    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
+        """embeddings, blocks.0 … blocks.n-1, head."""
+        embeddings = [*self.items.parameters(), *self.events.parameters(), *self.positions.parameters()]
+        blocks = {f"blocks.{index}": list(block.parameters()) for index, block in enumerate(self.blocks)}
+        return {"embeddings": embeddings, **blocks, "head": list(self.norm.parameters())}

@@ -1,0 +1,47 @@
+"""The chunked softmax against torch's own cross-entropy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from distft.losses.softmax.config import Config
+from distft.losses.softmax.loss import chunked_cross_entropy
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("max_logits", [1, 100, 10**6])
+def test_value_and_gradients_equal_the_plain_loss(label_smoothing, max_logits):
+    torch.manual_seed(0)
+    x_MD = torch.randn(37, 8, dtype=torch.float64, requires_grad=True)
+    v_VD = torch.randn(29, 8, dtype=torch.float64, requires_grad=True)
+    target_M = torch.randint(0, 29, (37,))
+    plain = F.cross_entropy(x_MD @ v_VD.T, target_M, reduction="sum", label_smoothing=label_smoothing)
+    expected = torch.autograd.grad(3 * plain, [x_MD, v_VD])
+    loss = chunked_cross_entropy(x_MD.float(), v_VD.float(), target_M, label_smoothing, max_logits)
+    torch.testing.assert_close(loss, plain.float(), rtol=1e-5, atol=1e-4)
+    x, v = x_MD.detach().float().requires_grad_(), v_VD.detach().float().requires_grad_()
+    (3 * chunked_cross_entropy(x, v, target_M, label_smoothing, max_logits)).backward()
+    torch.testing.assert_close(x.grad, expected[0].float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(v.grad, expected[1].float(), rtol=1e-4, atol=1e-4)
+
+
+def test_no_targets_give_zero_and_zero_gradients():
+    x = torch.randn(0, 4, requires_grad=True)
+    v = torch.randn(5, 4, requires_grad=True)
+    loss = chunked_cross_entropy(x, v, torch.zeros(0, dtype=torch.int64), 0.0, 100)
+    loss.backward()
+    assert loss.item() == 0
+    assert not v.grad.any()
+
+
+def test_frozen_item_vectors_cost_no_gradient():
+    x, v = torch.randn(6, 4, requires_grad=True), torch.randn(5, 4)
+    chunked_cross_entropy(x, v, torch.arange(5).repeat(2)[:6], 0.0, 100).backward()
+    assert x.grad is not None and v.grad is None
+
+
+def test_config_refuses_full_smoothing():
+    with pytest.raises(ValueError, match="label_smoothing"):
+        Config(label_smoothing=1.0)
