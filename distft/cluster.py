@@ -1,0 +1,127 @@
+"""The way to a Ray cluster: attaches to the one that the environment names, or starts one in this process.
+
+The only caller of ``ray.init``. A job that was submitted to a cluster finds ``RAY_ADDRESS`` set by Ray and runs
+there; anywhere else an embedded Ray is started on free ports, with token authentication on, and ended with the
+block. Surprising choice: never ``address="auto"``, which may attach to somebody's cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from distft.errors import RunError
+
+QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+"""Environment of an embedded Ray: see docs/decisions/0007-embedded-ray.md for each."""
+
+SERVE = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
+
+
+OBJECT_STORE_BYTES = 512 * 1024**2
+LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+@contextmanager
+def connect(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
+    """Runs the block with Ray up and gives the cluster's resources; ends an embedded Ray afterwards.
+
+    Inside another such block, or where Ray is up already, it just uses that one.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    remote = os.environ.get("RAY_ADDRESS")
+    for name, value in {**QUIET, **SERVE}.items():
+        os.environ.setdefault(name, value)
+    with ExitStack() as undo:
+        if remote:
+            ray.init(address=remote, **LOGGING)
+        else:
+            folder = undo.enter_context(_scratch())
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+                **LOGGING,
+            )
+        undo.callback(_end)
+        yield ray.cluster_resources()
+
+
+def _end() -> None:
+    import ray
+
+    with _deaf_to_interrupts():
+        ray.shutdown()
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for Ray's sockets and logs, removed unless the block failed: then somebody will want to read them.
+
+    In /tmp, whatever TMPDIR says, because a socket's path may have no more than 107 characters.
+    """
+    folder = tempfile.mkdtemp(prefix="distft-ray-", dir="/tmp")
+    failed = False
+    try:
+        yield folder
+    except RunError:
+        failed = True
+        raise
+    finally:
+        if not failed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def quiet_data() -> Iterator[None]:
+    """Ray Data without its own progress bars, its log of plans, and the warnings that its own settings raise."""
+    import ray.data
+
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
+        logger.setLevel(logging.ERROR)
+        settings = ray.data.DataContext.get_current()
+        bars, settings.enable_progress_bars = settings.enable_progress_bars, False
+        try:
+            yield
+        finally:
+            settings.enable_progress_bars = bars
+            logger.setLevel(level)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A second Ctrl-C must not leave half of a cluster running."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
