@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distft.component import SourceConfig
 from distft.schema import EVENT, EVENT_TYPES, ITEM_ID, QUANTITY, QUERY, TIMESTAMP, USER_ID, VALUE
@@ -32,6 +32,12 @@ class Config(SourceConfig):
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "iso"] = Field(
         "auto", description="auto: numbers by their size, anything else as ISO 8601 (without a zone: UTC)"
     )
+
+    @field_validator("event_types", mode="before")
+    @classmethod
+    def _raw_values_are_text(cls, value: Any) -> Any:
+        """In YAML the raw value 1 is a number, in a log it is a text."""
+        return {str(raw): name for raw, name in value.items()} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _complete(self) -> Config:

@@ -1,0 +1,106 @@
+"""What prepare drops from a log: duplicates, cancelled purchases, and users and items with too few events.
+
+Enters: the columns of sorted events. Leaves: masks. Pure functions on arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from distft.data.partition import NONE, Partition
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DUPLICATE = "duplicate"
+CANCELLED = "cancelled"
+K_CORE_USER = "k_core_user"
+K_CORE_ITEM = "k_core_item"
+
+
+def first_of_duplicates(events: Partition) -> NDArray[np.bool_]:
+    """True for every event but those that agree with an earlier one in all fields.
+
+    Without a clock the order is all that tells two events apart, so none is a duplicate.
+    """
+    keep = np.ones(len(events), np.bool_)
+    same = (np.diff(events.user) == 0) & (np.diff(events.time_ms) == 0) & (events.time_ms[1:] != NONE)
+    crowded = np.flatnonzero(np.concatenate([[False], same]) | np.concatenate([same, [False]]))
+    if len(crowded):
+        columns: dict[str, NDArray[Any]] = {
+            "user": events.user,
+            "time_ms": events.time_ms,
+            "item": events.item,
+            "event": events.event,
+            "query": events.query,
+            "value": events.value.view(np.int32),
+            "quantity": events.quantity.view(np.int32),
+        }
+        frame = pl.DataFrame({name: values[crowded] for name, values in columns.items()})
+        keep[crowded] = frame.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
+    return keep
+
+
+def cancelled(events: Partition) -> NDArray[np.bool_]:
+    """True for the events that a later cancellation undoes: each the latest one left of its user, item and type.
+
+    Cancellations themselves (negative quantity) are False; the caller takes them out.
+    """
+    undone = np.zeros(len(events), np.bool_)
+    negative = events.quantity < 0
+    if not negative.any():
+        return undone
+    number = (events.user.astype(np.int64) * (len(events.item_ids) + 1) + events.item + 1) * 128 + events.event
+    standing: dict[int, list[int]] = {}
+    for place in np.flatnonzero(np.isin(number, number[negative])).tolist():
+        left = standing.setdefault(int(number[place]), [])
+        if not negative[place]:
+            left.append(place)
+        elif left:
+            undone[left.pop()] = True
+    return undone
+
+
+@dataclass(frozen=True, eq=False)
+class KCore:
+    """Users and items that stay, and how many events fell for the user's sake and for the item's."""
+
+    users: NDArray[np.bool_]
+    items: NDArray[np.bool_]
+    dropped_for_user: int = 0
+    dropped_for_item: int = 0
+
+
+def k_core(user: NDArray[np.int32], item: NDArray[np.int32], num: tuple[int, int], minimum: tuple[int, int]) -> KCore:
+    """The largest set of users and items in which each has at least its ``minimum`` (user, item) of events.
+
+    ``num``: users and items in all; those without an event stay. Events without an item count for their user. Users
+    are dropped first in each round, until nothing changes.
+    """
+    users, items = np.ones(num[0], np.bool_), np.ones(num[1], np.bool_)
+    dropped_for_user = dropped_for_item = 0
+    while len(user):
+        few = _below(user, num[0], minimum[0])
+        users &= ~few
+        stays = ~few[user]
+        dropped_for_user += len(user) - int(stays.sum())
+        user, item = user[stays], item[stays]
+        few = _below(item[item != NONE], num[1], minimum[1])
+        items &= ~few
+        stays = ~few[item] | (item == NONE)
+        gone = len(item) - int(stays.sum())
+        dropped_for_item += gone
+        user, item = user[stays], item[stays]
+        if not gone:
+            break
+    return KCore(users, items, dropped_for_user, dropped_for_item)
+
+
+def _below(codes: NDArray[np.int32], size: int, minimum: int) -> NDArray[np.bool_]:
+    """Codes that occur, but less often than ``minimum``."""
+    counts = np.bincount(codes, minlength=max(size, 1))
+    return np.asarray((counts > 0) & (counts < minimum))

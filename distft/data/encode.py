@@ -1,0 +1,256 @@
+"""The encoder of a dataset: all that turns raw ids and words into rows and back.
+
+Enters: the shop's ids, event names, queries. Leaves: item rows, event codes, token rows, and the features of every
+item. It rests in ``<dataset>/encoder`` and is copied whole into a bundle, so that a server encodes a request with
+the very code and tables that encoded the training data.
+
+Item rows are ordered by training count (descending), then item id: the popularity list is 2, 3, 4, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from distft.data.features import FeatureColumn, FeatureSpec
+from distft.data.parquet import read_table, write_table
+from distft.data.sources.base import RawHistory
+from distft.data.text import words
+from distft.errors import ArtefactError, DataError
+from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, Catalog, Feature, Histories
+from distft.storage import Storage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT = 1
+NO_TIME = -1
+"""``time_ms`` of an event whose time is not known."""
+
+_FEATURE = "feature."
+
+
+@dataclass(frozen=True)
+class RawEvent:
+    """One event in the shop's own words; ``time_ms`` counts from 1970 in UTC."""
+
+    item_id: str | None
+    event: str
+    time_ms: int | None = None
+    query: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Vocabularies, statistics and item features of one dataset; immutable.
+
+    Event code c (from 1) is ``event_names[c - 1]``. ``item_ids``: raw id by item row, "" for PAD and UNKNOWN.
+    ``counts``: training target events by item row. ``token_words``: word by token row, "" for PAD and UNKNOWN.
+    ``user_features`` tells how ``dataset/users.parquet`` was encoded.
+    """
+
+    event_names: tuple[str, ...]
+    target_events: tuple[str, ...]
+    has_clock: bool
+    item_ids: NDArray[np.object_]
+    counts: NDArray[np.int64]
+    token_words: tuple[str, ...] = ("", "")
+    features: tuple[FeatureColumn, ...] = ()
+    user_features: tuple[FeatureSpec, ...] = ()
+
+    # -- sizes and lookups ---------------------------------------------------------------------------------
+
+    @property
+    def num_items(self) -> int:
+        """Item rows, PAD and UNKNOWN included."""
+        return len(self.item_ids)
+
+    @cached_property
+    def popularity(self) -> NDArray[np.int32]:
+        """Item rows by training target count, descending; ties to the lower row."""
+        return (np.argsort(-self.counts[NUM_RESERVED:], kind="stable") + NUM_RESERVED).astype(np.int32)
+
+    @cached_property
+    def target_codes(self) -> NDArray[np.int8]:
+        """Codes of the events that are predicted."""
+        return np.array([self.event_code(name) for name in self.target_events], np.int8)
+
+    @cached_property
+    def _row_of_item(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self.item_ids.tolist()) if row >= NUM_RESERVED}
+
+    @cached_property
+    def _row_of_word(self) -> dict[str, int]:
+        return {word: row for row, word in enumerate(self.token_words) if row >= NUM_RESERVED}
+
+    @cached_property
+    def _title(self) -> FeatureColumn | None:
+        texts = [column for column in self.features if column.spec.kind == "text"]
+        return next((column for column in texts if column.spec.name == "title"), None)
+
+    def catalog(self) -> Catalog:
+        """What a model must know to be built. A feature with several categories an item gives its first."""
+        features = []
+        for column in self.features:
+            if column.spec.kind == "category":
+                size = len(column.spec.vocabulary)
+                features.append(Feature(column.spec.name, codes=column.first_codes(), size=size))
+            elif column.spec.kind == "number":
+                features.append(Feature(column.spec.name, values=column.values))
+        num_tokens = len(self.token_words)
+        return Catalog(self.num_items, len(self.event_names) + 1, num_tokens, self.has_clock, tuple(features))
+
+    # -- words → rows --------------------------------------------------------------------------------------
+
+    def item_rows(self, ids: Iterable[str]) -> NDArray[np.int32]:
+        """Row of each item id; UNKNOWN for an id that has none."""
+        row_of_item = self._row_of_item
+        return np.fromiter((row_of_item.get(item_id, UNKNOWN) for item_id in ids), np.int32)
+
+    def event_code(self, name: str) -> int:
+        """Code of an event type; raises DataError naming the valid ones."""
+        try:
+            return self.event_names.index(name) + 1
+        except ValueError:
+            valid = ", ".join(self.event_names)
+            raise DataError(f"'{name}' is not an event of this dataset", f"one of {valid}") from None
+
+    def tokens(self, text: str) -> list[int]:
+        """Token rows of a query's words; UNKNOWN for a word that has none."""
+        row_of_word = self._row_of_word
+        return [row_of_word.get(word, UNKNOWN) for word in words(text)]
+
+    def encode_events(self, events: Sequence[RawEvent]) -> Histories:
+        """One user's events as Histories of one row, in time order (in the given one unless all have a time).
+
+        Raises DataError for an unknown event type, and for an event without an item that needs one.
+        """
+        if all(event.time_ms is not None for event in events):
+            events = sorted(events, key=lambda event: event.time_ms or 0)
+        for event in events:
+            if event.item_id is None and event.event not in ITEMLESS_EVENTS:
+                itemless = ", ".join(sorted(ITEMLESS_EVENTS))
+                raise DataError(f"a {event.event} has no item_id", f"one; only these may lack it: {itemless}")
+        tokens = [self.tokens(event.query) if event.query else [] for event in events]
+        rows = self.item_rows(event.item_id or "" for event in events)
+        lacking = np.array([event.item_id is None for event in events], np.bool_)
+        times = [NO_TIME if event.time_ms is None else event.time_ms for event in events]
+        return Histories(
+            offsets=np.array([0, len(events)], np.int64),
+            item_row=np.where(lacking, PAD, rows).astype(np.int32),
+            event=np.array([self.event_code(event.event) for event in events], np.int8),
+            time_ms=np.array(times, np.int64),
+            query_offsets=np.concatenate([[0], np.cumsum([len(row) for row in tokens])]).astype(np.int64),
+            query_tokens=np.array([token for row in tokens for token in row], np.int32),
+            user_row=np.full(1, -1, np.int32),
+            value=np.zeros(len(events), np.float32),
+        )
+
+    # -- rows → words --------------------------------------------------------------------------------------
+
+    def token_texts(self, rows: Iterable[int]) -> list[str]:
+        """Word of each token row; "" for PAD and UNKNOWN."""
+        return [self.token_words[row] for row in rows]
+
+    def titles(self, rows: Iterable[int]) -> list[str]:
+        """What to show of each item row: its title where there is one, else its id."""
+        texts = self._title.texts if self._title is not None else self.item_ids
+        return [str(texts[row] or self.item_ids[row]) for row in rows]
+
+    def decode(self, histories: Histories, i: int, unknown: str | None = None) -> RawHistory:
+        """Row ``i`` in the shop's words.
+
+        An item or word without a row of its own becomes ``unknown`` (a text that is no item and no word), so that
+        encoding the result gives the same rows again; without it such items are None and such words left out.
+        """
+        start, end = int(histories.offsets[i]), int(histories.offsets[i + 1])
+        rows = histories.item_row[start:end].tolist()
+        queries: list[str | None] = []
+        for event in range(start, end):
+            tokens = histories.query_tokens[histories.query_offsets[event] : histories.query_offsets[event + 1]]
+            texts = [text or unknown for text in self.token_texts(tokens.tolist())]
+            queries.append(" ".join(text for text in texts if text) if texts else None)
+        return RawHistory(
+            item_ids=[unknown if row == UNKNOWN else self.item_ids[row] or None for row in rows],
+            events=[self.event_names[code - 1] for code in histories.event[start:end].tolist()],
+            time_ms=histories.time_ms[start:end].tolist(),
+            queries=queries,
+        )
+
+    def feature(self, name: str) -> FeatureColumn:
+        """An item feature; raises DataError naming the ones there are."""
+        for column in self.features:
+            if column.spec.name == name:
+                return column
+        known = ", ".join(column.spec.name for column in self.features) or "none: the dataset has no item features"
+        raise DataError(f"'{name}' is not an item feature of this dataset", f"one of: {known}")
+
+    # -- storage -------------------------------------------------------------------------------------------
+
+    def save(self, storage: Storage) -> None:
+        """Writes the encoder's files to ``<dataset>/encoder`` or ``<bundle>/encoder``."""
+        storage.make()
+        items = {"item_id": pa.array(self.item_ids, pa.string()), "count": pa.array(self.counts, pa.int64())}
+        items |= {_FEATURE + column.spec.name: column.to_arrow() for column in self.features}
+        write_table(storage, "items.parquet", pa.table(items))
+        write_table(storage, "query_tokens.parquet", pa.table({"word": pa.array(self.token_words, pa.string())}))
+        item_specs = tuple(column.spec for column in self.features)
+        write_table(storage, "categories.parquet", _categories({"items": item_specs, "users": self.user_features}))
+        description = {
+            "format": FORMAT,
+            "event_names": list(self.event_names),
+            "target_events": list(self.target_events),
+            "has_clock": self.has_clock,
+            "features": [spec.describe() for spec in item_specs],
+            "user_features": [spec.describe() for spec in self.user_features],
+        }
+        storage.write_json("encoder.json", description)
+
+    @classmethod
+    def load(cls, storage: Storage) -> Encoder:
+        """The encoder in a folder. Raises ArtefactError where it is damaged or of another format."""
+        description = storage.read_json("encoder.json")
+        if description.get("format") != FORMAT:
+            raise ArtefactError(
+                f"{storage.uri} has encoder format {description.get('format')!r}",
+                f"format {FORMAT}",
+                "Prepare the dataset again with this version of distft.",
+            )
+        items = read_table(storage, "items.parquet")
+        categories = read_table(storage, "categories.parquet")
+        item_specs = _specs(description["features"], categories, "items")
+        return cls(
+            event_names=tuple(description["event_names"]),
+            target_events=tuple(description["target_events"]),
+            has_clock=bool(description["has_clock"]),
+            item_ids=items["item_id"].to_numpy(),
+            counts=items["count"].to_numpy(),
+            token_words=tuple(read_table(storage, "query_tokens.parquet")["word"].to_pylist()),
+            features=tuple(FeatureColumn.from_arrow(spec, items[_FEATURE + spec.name]) for spec in item_specs),
+            user_features=_specs(description["user_features"], categories, "users"),
+        )
+
+
+def _categories(specs: dict[str, tuple[FeatureSpec, ...]]) -> pa.Table:
+    rows = [(table, spec.name, value) for table, group in specs.items() for spec in group for value in spec.vocabulary]
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    names = ("table", "feature", "value")
+    return pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
+
+
+def _specs(described: list[dict[str, object]], categories: pa.Table, table: str) -> tuple[FeatureSpec, ...]:
+    vocabularies: dict[str, list[str]] = {}
+    for row_table, feature, value in zip(*(column.to_pylist() for column in categories.columns), strict=True):
+        if row_table == table:
+            vocabularies.setdefault(feature, []).append(value)
+    specs = []
+    for value in described:
+        fields = {key: item for key, item in value.items() if key != "size"}
+        name = str(value["name"])
+        specs.append(FeatureSpec(**fields, vocabulary=tuple(vocabularies.get(name, ()))))  # type: ignore[arg-type]
+    return tuple(specs)

@@ -1,0 +1,154 @@
+"""Features of items and users → codes and normalised numbers, with the vocabularies and statistics to do so again.
+
+Enters: a ``FeatureTable`` in the shop's words, and the ids that have rows. Leaves: one ``FeatureColumn`` a feature,
+aligned with the rows. A feature may hold several categories an item; the catalogue of a model takes the first.
+
+Surprising choice: a missing number is 0 after standardising, which is the mean; so it says nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distft.schema import NUM_RESERVED, PAD, UNKNOWN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from distft.data.sources.base import FeatureTable
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSpec:
+    """How one feature is encoded. ``vocabulary`` holds the category of each code (two reserved ones first)."""
+
+    name: str
+    kind: Literal["category", "number", "text"]
+    multiple: bool = False
+    mean: float = 0.0
+    std: float = 1.0
+    vocabulary: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """The spec without its vocabulary, as JSON."""
+        value: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        if self.kind == "category":
+            value |= {"multiple": self.multiple, "size": len(self.vocabulary)}
+        elif self.kind == "number":
+            value |= {"mean": self.mean, "std": self.std}
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureColumn:
+    """One feature of every row.
+
+    A category: row i's codes are ``codes[offsets[i]:offsets[i + 1]]``, at least one (PAD or UNKNOWN where there
+    is none). A number: ``values`` float32, standardised. A text: ``texts``, "" where there is none.
+    """
+
+    spec: FeatureSpec
+    offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    codes: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    values: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    texts: NDArray[np.object_] = field(default_factory=lambda: np.zeros(0, np.object_))
+
+    def first_codes(self) -> NDArray[np.int32]:
+        """The first category of every row."""
+        return self.codes[self.offsets[:-1]]
+
+    def matching(self, wanted: set[str]) -> NDArray[np.bool_]:
+        """Rows with at least one of the ``wanted`` categories."""
+        code_wanted = np.array([value in wanted for value in self.spec.vocabulary], np.bool_)
+        code_wanted[:NUM_RESERVED] = False
+        hits = np.concatenate([[0], np.cumsum(code_wanted[self.codes])])
+        return np.asarray(hits[self.offsets[1:]] > hits[self.offsets[:-1]])
+
+    def to_arrow(self) -> pa.Array:
+        """The column as it is stored: list<int32>, int32, float or string."""
+        if self.spec.kind == "number":
+            return pa.array(self.values, pa.float32())
+        if self.spec.kind == "text":
+            return pa.array(self.texts, pa.string())
+        if self.spec.multiple:
+            return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.codes, pa.int32()))
+        return pa.array(self.codes, pa.int32())
+
+    @classmethod
+    def from_arrow(cls, spec: FeatureSpec, column: pa.ChunkedArray) -> FeatureColumn:
+        """The column read back."""
+        array = column.combine_chunks()
+        if spec.kind == "number":
+            return cls(spec, values=array.to_numpy().astype(np.float32))
+        if spec.kind == "text":
+            return cls(spec, texts=array.to_numpy(zero_copy_only=False))
+        if spec.multiple:
+            return cls(spec, array.offsets.to_numpy().astype(np.int64), array.values.to_numpy().astype(np.int32))
+        return cls(spec, np.arange(len(array) + 1, dtype=np.int64), array.to_numpy().astype(np.int32))
+
+
+def encode_features(
+    table: FeatureTable, ids: NDArray[np.object_], counted: NDArray[np.bool_], reserved: int
+) -> tuple[FeatureColumn, ...]:
+    """One column for each feature of ``table``, aligned with ``ids``.
+
+    The first ``reserved`` rows (PAD and UNKNOWN of a vocabulary) get the code of their own row and the number 0.
+    Statistics come from the rows where ``counted``; a key that stands several times in the table counts once, the
+    first time.
+    """
+    keys = table.table[table.key].combine_chunks().cast(pa.string())
+    index = pc.index_in(pa.array(ids, pa.string()), value_set=keys)
+    if reserved:
+        mask = np.arange(len(ids)) < reserved
+        index = pc.if_else(pa.array(mask), pa.scalar(None, pa.int32()), index)
+    columns = []
+    for name in table.table.column_names:
+        if name == table.key:
+            continue
+        column = table.table[name].combine_chunks().take(index)
+        if name in table.numeric:
+            columns.append(_number(name, column, counted))
+        elif name in table.text:
+            texts = pc.fill_null(column.cast(pa.string()), "").to_numpy(zero_copy_only=False)
+            columns.append(FeatureColumn(FeatureSpec(name, "text"), texts=texts))
+        else:
+            columns.append(_category(name, column, reserved))
+    return tuple(columns)
+
+
+def _number(name: str, column: pa.Array, counted: NDArray[np.bool_]) -> FeatureColumn:
+    raw = pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+    present = np.isfinite(raw)
+    sample = raw[present & counted]
+    mean = float(sample.mean()) if len(sample) else 0.0
+    std = float(sample.std()) if len(sample) else 1.0
+    std = std if std > 0 else 1.0
+    values = np.where(present, (np.where(present, raw, 0.0) - mean) / std, 0.0)
+    return FeatureColumn(FeatureSpec(name, "number", mean=mean, std=std), values=values.astype(np.float32))
+
+
+def _category(name: str, column: pa.Array, reserved: int) -> FeatureColumn:
+    multiple = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if multiple:
+        lists = pc.fill_null(column.cast(pa.list_(pa.string())), [])
+        flat, parents = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    else:
+        flat, parents = column.cast(pa.string()), np.arange(len(column))
+    present = pc.fill_null(pc.greater(pc.utf8_length(flat), 0), False).to_numpy(zero_copy_only=False)
+    flat, parents = flat.filter(pa.array(present)), parents[present]
+    vocabulary = pc.unique(flat).sort()
+    codes = pc.index_in(flat, value_set=vocabulary).to_numpy(zero_copy_only=False).astype(np.int32) + NUM_RESERVED
+    found = np.bincount(parents, minlength=len(column))
+    offsets = np.concatenate([[0], np.cumsum(np.maximum(found, 1))]).astype(np.int64)
+    out = np.full(offsets[-1], UNKNOWN, np.int32)
+    filled = np.repeat(found > 0, np.maximum(found, 1))
+    out[filled] = codes
+    if reserved:
+        out[offsets[PAD]] = PAD
+    spec = FeatureSpec(name, "category", multiple, vocabulary=("", "", *vocabulary.to_pylist()))
+    return FeatureColumn(spec, offsets, out)

@@ -1,0 +1,173 @@
+"""The phases of prepare, and what the driver does between them; who runs the tasks is the caller's matter.
+
+Enters: the read tasks of the logs. Leaves: a staging folder that holds a whole dataset with its manifest.
+
+Four times something is known only when all of the log was seen: where each user's events lie (read), what the
+k-core needs (clean), order and statistics of the vocabularies (count), and the shards themselves (write). Events
+pass from one phase to the next through work files; the driver sees counts and vocabularies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distft.data import tasks
+from distft.data.clean import K_CORE_ITEM, K_CORE_USER
+from distft.data.core import write_cores
+from distft.data.encode import Encoder
+from distft.data.features import FeatureSpec
+from distft.data.partition import load_arrays
+from distft.data.split import Plan, plan_split
+from distft.data.stats import Account, check_leaks
+from distft.data.vocabulary import build_encoder, encode_users, item_features, user_features, write_users
+from distft.errors import DataError
+from distft.schema import NUM_RESERVED, SPLITS
+
+if TYPE_CHECKING:
+    from distft.data.sources.base import ReadTask, Source
+
+Task = Callable[..., dict[str, Any]]
+Each = Callable[[str, Task, Sequence[tuple[Any, ...]], Sequence[int] | None], list[dict[str, Any]]]
+
+
+class Phases:
+    """One prepare. ``each(phase, task, calls, weights)`` gives the results of ``task(*call)`` in the calls' order."""
+
+    def __init__(self, context: tasks.Context, sources: Sequence[Source], has_clock: bool, each: Each) -> None:
+        self._context, self._job, self._sources = context, context.job, sources
+        self._has_clock, self._each = has_clock, each
+        self._account = Account()
+        self._partitions = range(context.num_partitions)
+
+    def run(self, reads: Sequence[tuple[int, ReadTask]], made_from: dict[str, Any]) -> dict[str, Any]:
+        """Runs all phases; gives the statistics."""
+        cleaned = self._clean(self._read(reads))
+        span = self._span(cleaned)
+        plan = plan_split(self._job.data.split, self._job.seed, span[1])
+        minimum = (self._job.data.clean.min_user_events, self._job.data.clean.min_item_events)
+        core = write_cores(self._context.work, [(one["users"], one["items"]) for one in cleaned], minimum, plan)
+        self._account.filtered.update({K_CORE_USER: core.dropped_for_user, K_CORE_ITEM: core.dropped_for_item})
+        counted = self._each("count", self._task(tasks.count), [(number, plan) for number in self._partitions], None)
+        for one in counted:
+            self._account.kept.update(one["kept"])
+        self._account.check_kept(minimum)
+        self._account.check_sum()
+        self._check_targets(np.sum([one["targets"] for one in counted], axis=0).tolist(), plan)
+        users = [one["users"] for one in counted]
+        encoder = self._encoder()
+        encoder.save(self._context.staging / "encoder")
+        splits = self._write(plan, users)
+        stats = self._stats(plan, encoder, splits, span) | {"users": sum(users)}
+        return self._commit(stats, splits, made_from)
+
+    def _read(self, reads: Sequence[tuple[int, ReadTask]]) -> list[dict[str, list[int]]]:
+        """For every partition, its record batches in each exchange file."""
+        calls = [(number, source, task) for number, (source, task) in enumerate(reads)]
+        exchange: list[dict[str, list[int]]] = [{} for _ in self._partitions]
+        weights = [task.num_bytes for _, task in reads]
+        for number, result in enumerate(self._each("read", self._task(tasks.read), calls, weights)):
+            self._account.add_read(result)
+            for place, partition in enumerate(result["partitions"]):
+                exchange[partition].setdefault(f"read-{number:05d}", []).append(place)
+        self._account.check_rejected(self._job.data.clean.max_rejected_share)
+        return exchange
+
+    def _clean(self, exchange: Sequence[dict[str, list[int]]]) -> list[dict[str, Any]]:
+        cleaned = self._each("clean", self._task(tasks.clean), list(enumerate(exchange)), None)
+        for one in cleaned:
+            self._account.filtered.update(one["filtered"])
+        for name in self._context.work.list():
+            if name.startswith("read-"):
+                self._context.work.delete(name)
+        return cleaned
+
+    def _span(self, cleaned: Sequence[dict[str, Any]]) -> tuple[int, int]:
+        """Times of the first and the last event."""
+        filled = [one for one in cleaned if one["events"]]
+        if not filled:
+            self._account.check_kept((1, 1))
+        return min(one["first_ms"] for one in filled), max(one["last_ms"] for one in filled)
+
+    def _check_targets(self, targets: list[int], plan: Plan) -> None:
+        wanted = " or ".join(self._job.data.target_events)
+        if not targets[0]:
+            raise DataError(
+                f"No {wanted} event is left to train on", "target events in the training part",
+                "Shorten the windows of data.split, lower data.clean's minima, or give more data.",
+            )  # fmt: skip
+        if not targets[2]:
+            need = "a user with three of them" if plan.by == "leave_one_out" else "some in the test window"
+            raise DataError(f"No {wanted} event is left to test on", need, "Change data.split, or give more data.")
+
+    def _encoder(self) -> Encoder:
+        work = self._context.work
+        numbers = [f"{number:05d}" for number in self._partitions]
+        specs: tuple[FeatureSpec, ...] = ()
+        table = user_features(self._job, self._sources)
+        if table is not None:
+            found = [load_arrays(work, f"users-{number}", ["user_ids", "trains"]) for number in numbers]
+            ids, trains = (np.concatenate([one[name] for one in found]) for name in ("user_ids", "trains"))
+            columns = encode_users(table, ids, trains)
+            write_users(self._context.staging, columns)
+            specs = tuple(column.spec for column in columns)
+        counts = (work, [f"count-{number}" for number in numbers])
+        features = item_features(self._job, self._sources)
+        return build_encoder(self._job, self._context.event_names, self._has_clock, counts, features, specs)
+
+    def _write(self, plan: Plan, users: Sequence[int]) -> list[dict[str, Any]]:
+        firsts = np.concatenate([[0], np.cumsum(users)]).tolist()
+        calls = [(number, plan, firsts[number]) for number in self._partitions]
+        written = self._each("write", self._task(tasks.write), calls, None)
+        check_leaks(leak for one in written for split in ("valid", "test") for leak in one[split]["leaks"])
+        return written
+
+    def _stats(
+        self, plan: Plan, encoder: Encoder, written: Sequence[dict[str, Any]], span: tuple[int, int]
+    ) -> dict[str, Any]:
+        splits = {split: _summed([one[split] for one in written]) for split in SPLITS}
+        for split in SPLITS[1:]:
+            splits[split]["unknown_share"] = round(splits[split]["unknown_targets"] / max(splits[split]["rows"], 1), 6)
+        times = {"first_ms": span[0], "last_ms": span[1]} if self._has_clock else {}
+        if plan.by == "time":
+            times |= {"valid_start_ms": plan.valid_start_ms, "test_start_ms": plan.test_start_ms}
+        return {
+            **self._account.to_json(),
+            "items": encoder.num_items - NUM_RESERVED,
+            "query_tokens": len(encoder.token_words) - NUM_RESERVED,
+            "has_clock": self._has_clock,
+            "times": times,
+            "splits": splits,
+        }
+
+    def _commit(
+        self, stats: dict[str, Any], written: Sequence[dict[str, Any]], made_from: dict[str, Any]
+    ) -> dict[str, Any]:
+        staging = self._context.staging
+        staging.delete_tree("work")
+        staging.write_json("stats.json", stats)
+        rows = {
+            f"{split}/{number:05d}.parquet": one[split]["rows"]
+            for number, one in enumerate(written)
+            for split in SPLITS
+        }
+        info = {
+            "splits": {split: {key: stats["splits"][split][key] for key in ("rows", "events")} for split in SPLITS},
+            "num_items": stats["items"] + NUM_RESERVED,
+            "num_users": stats["users"],
+            "num_shards": len(written),
+            "has_clock": self._has_clock,
+        }
+        staging.write_manifest("dataset", made_from, info, rows)
+        return stats
+
+    def _task(self, task: Callable[..., dict[str, Any]]) -> Task:
+        return partial(task, self._context)
+
+
+def _summed(accounts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = [name for name in accounts[0] if name != "leaks"]
+    return {name: sum(one[name] for one in accounts) for name in names}

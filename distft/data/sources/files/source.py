@@ -1,0 +1,129 @@
+"""``source: files``: a shop's own event logs, as CSV, JSON Lines or Parquet.
+
+A read task is a file; of a Parquet file, a run of its row groups. The log's order is the order of the file names,
+then of the records.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from distft.data.sources.base import EventBatch, FeatureTable, Oracle, ReadTask
+from distft.data.sources.files.config import Config
+from distft.data.sources.inputs import Format, Input, find_inputs
+from distft.data.sources.records import (
+    CsvDialect,
+    Records,
+    csv_header,
+    parquet_groups,
+    parquet_names,
+    read_csv,
+    read_jsonl,
+    read_parquet,
+)
+from distft.data.sources.typed import Mapping, Typing
+from distft.errors import DataError
+from distft.schema import EVENT_TYPES, TIMESTAMP
+from distft.storage import Storage
+
+TASK_BYTES = 1 << 26
+"""Row groups of a Parquet file are read together up to this size."""
+
+
+class Files:
+    """The log that a config names."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.has_clock = TIMESTAMP in config.columns
+        self._dialect = CsvDialect(config.separator, config.header)
+        event_types = config.event_types or {name: name for name in EVENT_TYPES}
+        self._mapping = Mapping(
+            columns={str(ours): theirs for ours, theirs in config.columns.items()},
+            event_names=config.event_names(),
+            event=config.event,
+            event_types=event_types,
+            timestamp_unit=config.timestamp_unit,
+        )
+
+    def read_tasks(self) -> list[ReadTask]:
+        inputs = find_inputs(self._config.path)
+        filled = [one for one in inputs if one.num_bytes()]
+        if not filled:
+            raise DataError(f"{inputs[0].name} is empty", "records", "Check the file, or its path.")
+        self._check(filled[0])
+        return [task for one in filled for task in self._tasks(one)]
+
+    def read(self, task: ReadTask) -> Iterator[EventBatch]:
+        source = Input(task.file, Storage(task.position["folder"]), task.position["file"])
+        self._check(source)
+        typing = Typing(self._mapping, task.file)
+        for records in self._records(source, task):
+            yield typing.batch(records)
+
+    def identity(self) -> dict[str, Any]:
+        return {"files": [one.identity() for one in find_inputs(self._config.path)]}
+
+    def items(self) -> FeatureTable | None:
+        return None
+
+    def users(self) -> FeatureTable | None:
+        return None
+
+    def oracle(self) -> Oracle | None:
+        return None
+
+    def _format(self, source: Input) -> Format:
+        return source.format() if self._config.format == "auto" else self._config.format
+
+    def _tasks(self, source: Input) -> Iterator[ReadTask]:
+        position: dict[str, Any] = {"folder": source.folder.uri, "file": source.file}
+        if self._format(source) != "parquet":
+            yield ReadTask(source.name, source.num_bytes(), position)
+            return
+        for groups, first_row, size in group_runs(parquet_groups(source)):
+            span = {"groups": [groups.start, groups.stop], "first_row": first_row}
+            yield ReadTask(source.name, size, position | span)
+
+    def _records(self, source: Input, task: ReadTask) -> Iterator[Records]:
+        names = list(self._mapping.columns.values())
+        kind = self._format(source)
+        if kind == "csv":
+            return read_csv(source, self._dialect)
+        if kind == "jsonl":
+            return read_jsonl(source, names)
+        return read_parquet(source, names, range(*task.position["groups"]), task.position["first_row"])
+
+    def _check(self, source: Input) -> None:
+        kind = self._format(source)
+        if kind == "csv":
+            check_columns(source, csv_header(source, self._dialect), self._mapping.columns)
+        elif kind == "parquet":
+            check_columns(source, parquet_names(source), self._mapping.columns)
+
+
+def group_runs(groups: list[tuple[int, int]]) -> Iterator[tuple[range, int, int]]:
+    """(row groups, records before them, bytes) of each task, from (rows, bytes) of each row group."""
+    start, first_row, rows, size = 0, 0, 0, 0
+    for place, (group_rows, group_bytes) in enumerate(groups):
+        rows, size = rows + group_rows, size + group_bytes
+        if size >= TASK_BYTES or place == len(groups) - 1:
+            yield range(start, place + 1), first_row, size
+            start, first_row, rows, size = place + 1, first_row + rows, 0, 0
+
+
+def check_columns(source: Input, there: tuple[str, ...], wanted: dict[str, str]) -> None:
+    """Raises DataError for the first column that the file lacks, with the names that it has."""
+    for ours, theirs in wanted.items():
+        if theirs in there:
+            continue
+        near = difflib.get_close_matches(theirs, there, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else "Correct data.events.columns."
+        if len(there) == 1 and (separator := next((mark for mark in "\t;|" if mark in there[0]), None)):
+            hint = f"The header holds {separator!r}: set separator: {separator!r}."
+        elif not near and any(name.strip("-.").replace(".", "").isdigit() for name in there):
+            hint = "Its first line looks like data: name the columns with header: [...]."
+        listed = ", ".join(there[:30])
+        raise DataError(f"{source.name} has no column '{theirs}' (for {ours})", f"one of its columns: {listed}", hint)

@@ -1,0 +1,278 @@
+"""Records of a file as they stand there: CSV, JSON Lines and Parquet, streamed in batches of bounded size.
+
+Enters: an ``Input``. Leaves: batches of columns under the file's own names, with the number of every record, and
+beside them the records that have no columns at all. Nothing is converted here: the columns of a CSV are bytes, so
+that one bad value never fails a whole block.
+
+Surprising choice: when a CSV record runs over several lines and has the wrong number of columns, a quote was left
+open; each of those lines then counts as one rejected record, so that a swallowed file is not one bad row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from distft.data.sources.base import rejected_schema
+from distft.data.sources.inputs import Input
+from distft.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK_BYTES = 1 << 23
+BATCH_ROWS = 1 << 17
+
+WRONG_COLUMNS = "wrong number of columns"
+NOT_JSON = "not a JSON object"
+
+
+@dataclass(frozen=True)
+class Records:
+    """Some records of a file: ``columns`` by the file's names, ``row`` their numbers from 1.
+
+    ``raw`` gives the text of the records at some places; ``rejected`` holds (row, reason, text) of the records
+    that could not be taken apart.
+    """
+
+    columns: pa.Table
+    row: NDArray[np.int64]
+    raw: Callable[[NDArray[np.int64]], list[str]]
+    rejected: list[tuple[int, str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CsvDialect:
+    """How a CSV is written; ``header`` None: the names stand in its first line."""
+
+    separator: str = ","
+    header: tuple[str, ...] | None = None
+    quote: bool = True
+    encoding: str = "utf-8"
+
+
+def rejected_table(file: str, rows: Sequence[tuple[int, str, str]]) -> pa.Table:
+    """(row, reason, text) of a file's records as ``rejected_schema()``."""
+    number, reason, raw = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.table([[file] * len(rows), number, reason, raw], schema=rejected_schema())
+
+
+def csv_header(source: Input, dialect: CsvDialect) -> tuple[str, ...]:
+    """The column names. Raises DataError if the file is empty or binary."""
+    text = source.peek().decode(dialect.encoding, errors="replace").removeprefix("\ufeff")
+    if not text.strip():
+        raise DataError(f"{source.name} is empty", "a header line and records", "Check the file, or its path.")
+    if dialect.header is not None:
+        return dialect.header
+    names = next(csv.reader(io.StringIO(text), delimiter=dialect.separator))
+    return tuple(name.strip() for name in names)
+
+
+def read_csv(source: Input, dialect: CsvDialect) -> Iterator[Records]:
+    """The records of a CSV, all columns as bytes; columns of the same name are told apart by a number."""
+    header = csv_header(source, dialect)
+    names = [name if name not in header[:place] else f"{name}.{place}" for place, name in enumerate(header)]
+    has_header = int(dialect.header is None)
+    bad: list[tuple[int, str]] = []
+
+    def set_aside(row: Any) -> str:
+        bad.append((row.number - has_header, row.text))
+        return "skip"
+
+    numbering = _Numbering()
+    quote = '"' if dialect.quote else False
+    with source.opened() as stream:
+        try:
+            reader = pa_csv.open_csv(
+                stream,
+                read_options=pa_csv.ReadOptions(
+                    use_threads=False,
+                    block_size=BLOCK_BYTES,
+                    column_names=names,
+                    skip_rows=has_header,
+                    encoding=dialect.encoding,
+                ),
+                parse_options=pa_csv.ParseOptions(
+                    delimiter=dialect.separator,
+                    quote_char=quote,
+                    newlines_in_values=dialect.quote,
+                    invalid_row_handler=set_aside,
+                ),
+                convert_options=pa_csv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False
+                ),
+            )
+            for batch in reader:
+                row, rejected = numbering.take(batch.num_rows, bad)
+                table = pa.Table.from_batches([batch])
+                yield Records(table, row, partial(_csv_texts, table, dialect), rejected)
+        except pa.ArrowInvalid as error:
+            if "Empty CSV file" not in str(error):
+                raise DataError(f"{source.name} is not CSV: {error}", "", "Check its separator and quotes.") from error
+    _, rejected = numbering.take(0, bad)
+    if rejected:
+        empty = pa.schema([(name, pa.binary()) for name in names]).empty_table()
+        yield Records(empty, np.zeros(0, np.int64), lambda places: [], rejected)
+
+
+class _Numbering:
+    """Numbers the records of a CSV: the good ones fill the numbers that the bad ones leave."""
+
+    def __init__(self) -> None:
+        self._parsed = 0  # records that the parser has passed
+        self._extra = 0  # lines that it took for parts of one record
+
+    def take(self, num_good: int, bad: list[tuple[int, str]]) -> tuple[NDArray[np.int64], list[tuple[int, str, str]]]:
+        """Numbers of the next good records, and the bad ones among them (taken out of ``bad``)."""
+        rows: list[NDArray[np.int64]] = []
+        rejected = []
+        while bad:
+            number, text = bad[0]
+            gap = number - self._parsed - 1
+            if gap > num_good:  # it stands in a later batch
+                break
+            rows.append(self._next(gap))
+            num_good -= gap
+            bad.pop(0)
+            lines = text.splitlines() or [""]
+            first = self._parsed + self._extra + 1
+            rejected += [(first + place, WRONG_COLUMNS, line) for place, line in enumerate(lines)]
+            self._parsed += 1
+            self._extra += len(lines) - 1
+        rows.append(self._next(num_good))
+        return np.concatenate(rows), rejected
+
+    def _next(self, count: int) -> NDArray[np.int64]:
+        first = self._parsed + self._extra + 1
+        self._parsed += count
+        return np.arange(first, first + count)
+
+
+def _csv_texts(table: pa.Table, dialect: CsvDialect, places: NDArray[np.int64]) -> list[str]:
+    """Records put together again from their fields, quoted where they must be."""
+    columns = [column.to_pylist() for column in table.take(places).columns]
+    rows = ([value.decode("utf-8", errors="replace") for value in row] for row in zip(*columns, strict=True))
+    if dialect.quote:
+        return [dialect.separator.join(map(partial(_quoted, dialect.separator), row)) for row in rows]
+    return [dialect.separator.join(row) for row in rows]
+
+
+def _quoted(separator: str, value: str) -> str:
+    special = separator in value or '"' in value or "\n" in value or "\r" in value
+    return '"' + value.replace('"', '""') + '"' if special else value
+
+
+def read_jsonl(source: Input, names: Sequence[str]) -> Iterator[Records]:
+    """The records of a JSON Lines file: the members ``names`` of every object, as text. Blank lines are skipped."""
+    source.peek()
+    row = 0
+    with source.opened() as stream, io.BufferedReader(_Raw(stream), BLOCK_BYTES) as lines:
+        good: list[tuple[int, dict[str, Any], str]] = []
+        bad: list[tuple[int, str, str]] = []
+        for line in lines:
+            if not line.strip():
+                continue
+            row += 1
+            text = line.decode("utf-8", errors="replace").rstrip("\r\n")
+            value = _json_object(line)
+            if value is None:
+                bad.append((row, NOT_JSON, text))
+            else:
+                good.append((row, value, text))
+            if len(good) + len(bad) >= BATCH_ROWS:
+                yield _json_records(good, bad, names)
+                good, bad = [], []
+        if good or bad:
+            yield _json_records(good, bad, names)
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _json_records(
+    good: list[tuple[int, dict[str, Any], str]], bad: list[tuple[int, str, str]], names: Sequence[str]
+) -> Records:
+    columns = {name: pa.array([_json_text(value.get(name)) for _, value, _ in good], pa.string()) for name in names}
+    row = np.array([number for number, _, _ in good], np.int64)
+    return Records(pa.table(columns), row, lambda places: [good[place][2] for place in places], bad)
+
+
+def _json_text(value: Any) -> str | None:
+    """A JSON scalar as text: 17850.0 is 17850, because JSON knows one kind of number."""
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (int, float)):
+        return str(value)
+    return None if value is None else json.dumps(value, sort_keys=True)
+
+
+class _Raw(io.RawIOBase):
+    """An Arrow stream as a raw stream of Python, whose buffered reader finds lines fast."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def parquet_groups(source: Input) -> list[tuple[int, int]]:
+    """(rows, bytes) of each row group. Raises DataError if the file is not Parquet."""
+    with _parquet(source) as file:
+        groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
+        return [(group.num_rows, group.total_byte_size) for group in groups]
+
+
+def parquet_names(source: Input) -> tuple[str, ...]:
+    """The column names of a Parquet file."""
+    with _parquet(source) as file:
+        return tuple(file.schema_arrow.names)
+
+
+def read_parquet(source: Input, names: Sequence[str], groups: range, first_row: int) -> Iterator[Records]:
+    """The records of some row groups, in the file's own types; ``first_row``: records before these groups."""
+    row = first_row
+    with _parquet(source) as file:
+        wanted = list(dict.fromkeys(names))
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=wanted, use_threads=False):
+            table = pa.Table.from_batches([batch])
+            number = np.arange(row + 1, row + 1 + len(table))
+            row += len(table)
+            yield Records(table, number, partial(_parquet_texts, table))
+
+
+def _parquet(source: Input) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(source.folder.open_input(source.file))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{source.name} is not a Parquet file: {error}", "", "Check the path and format, or fetch the file again."
+        ) from error
+
+
+def _parquet_texts(table: pa.Table, places: NDArray[np.int64]) -> list[str]:
+    return [json.dumps(row, default=str, ensure_ascii=False) for row in table.take(places).to_pylist()]

@@ -1,0 +1,97 @@
+"""The encoder of a dataset, made from the counts of all partitions.
+
+Enters: the count files of the partitions, and feature tables. Leaves: an ``Encoder``. Runs on the driver, on arrays
+as large as the vocabularies, not as the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from distft.data.encode import Encoder
+from distft.data.features import FeatureColumn, FeatureSpec, encode_features
+from distft.data.parquet import write_table
+from distft.data.partition import load_arrays
+from distft.data.sources.base import FeatureTable
+from distft.data.sources.tables import read_features
+from distft.schema import ITEM_ID, NUM_RESERVED, USER_ID
+from distft.storage import Storage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from distft.data.sources.base import Source
+    from distft.job import Job
+
+
+def item_features(job: Job, sources: Sequence[Source]) -> FeatureTable | None:
+    """The job's ``data.items``, or else those of the first source that has any."""
+    if job.data.items is not None:
+        return read_features(job.data.items, ITEM_ID)
+    return next((table for source in sources if (table := source.items()) is not None), None)
+
+
+def user_features(job: Job, sources: Sequence[Source]) -> FeatureTable | None:
+    """The job's ``data.users``, or else those of the first source that has any."""
+    if job.data.users is not None:
+        return read_features(job.data.users, USER_ID)
+    return next((table for source in sources if (table := source.users()) is not None), None)
+
+
+def build_items(work: Storage, names: Sequence[str]) -> pl.DataFrame:
+    """(item_ids, targets, train) of every item with a row, by targets (descending), then id."""
+    parts = [pl.DataFrame(load_arrays(work, name, ["item_ids", "targets", "train", "known"])) for name in names]
+    items = pl.concat(part.with_columns(pl.col("item_ids").cast(pl.String)) for part in parts)
+    summed = items.group_by("item_ids").agg(pl.col("targets", "train").sum(), pl.col("known").any())
+    return summed.filter("known").sort(["targets", "item_ids"], descending=[True, False])
+
+
+def build_words(work: Storage, names: Sequence[str], min_count: int) -> tuple[str, ...]:
+    """The words of the token rows, by count (descending), then by the word."""
+    parts = [pl.DataFrame(load_arrays(work, name, ["words", "word_counts"])) for name in names]
+    words = pl.concat(part.with_columns(pl.col("words").cast(pl.String)) for part in parts)
+    counts = words.group_by("words").agg(pl.col("word_counts").sum()).filter(pl.col("word_counts") >= min_count)
+    ranked = counts.sort(["word_counts", "words"], descending=[True, False])
+    return (*[""] * NUM_RESERVED, *ranked["words"].to_list())
+
+
+def build_encoder(
+    job: Job, event_names: tuple[str, ...], has_clock: bool, counts: tuple[Storage, Sequence[str]],
+    features: FeatureTable | None, users: tuple[FeatureSpec, ...],
+) -> Encoder:  # fmt: skip
+    """The encoder; ``counts``: the work folder and the names of its count files."""
+    items = build_items(*counts)
+    ids = np.array([""] * NUM_RESERVED + items["item_ids"].to_list(), np.object_)
+    reserved = np.zeros(NUM_RESERVED, np.int64)
+    trained = np.concatenate([reserved, items["train"].to_numpy()]) > 0
+    columns: tuple[FeatureColumn, ...] = ()
+    if features is not None:
+        columns = encode_features(features, ids, trained, NUM_RESERVED)
+    return Encoder(
+        event_names=event_names,
+        target_events=job.data.target_events,
+        has_clock=has_clock,
+        item_ids=ids,
+        counts=np.concatenate([reserved, items["targets"].to_numpy()]).astype(np.int64),
+        token_words=build_words(*counts, job.data.min_token_count),
+        features=columns,
+        user_features=users,
+    )
+
+
+def encode_users(table: FeatureTable, ids: NDArray[np.object_], trains: NDArray[np.bool_]) -> tuple[FeatureColumn, ...]:
+    """The users' features, aligned with user rows; texts are left out, nothing shows them."""
+    columns = encode_features(table, ids, trains, 0)
+    return tuple(column for column in columns if column.spec.kind != "text")
+
+
+def write_users(dataset: Storage, columns: Iterable[FeatureColumn]) -> None:
+    """``users.parquet``: one row a user row, one column a feature."""
+    arrays = {column.spec.name: column.to_arrow() for column in columns}
+    size = len(next(iter(arrays.values()))) if arrays else 0
+    write_table(dataset, "users.parquet", pa.table({"user_row": pa.array(np.arange(size, dtype=np.int32)), **arrays}))
