@@ -5,6 +5,7 @@ Shape legend: B histories, D width, N items, C items of a chunk, K results.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distft.data.collate import history_batch
+from distft.data.encode import Encoder
 from distft.models.base import Model, last_states
 from distft.schema import NUM_RESERVED, Batch, Histories
 from distft.topk import ScoreChunk, dot_scores, target_ranks, top_k
@@ -30,9 +32,8 @@ def excluded_items(
     counts = histories.item_row >= NUM_RESERVED
     if rule == "targets":
         counts &= np.isin(histories.event, target_codes)
-    bounds = histories.offsets
-    pairs = zip(bounds[:-1], bounds[1:], strict=True)
-    return [np.unique(histories.item_row[low:high][counts[low:high]]) for low, high in pairs]
+    bounds = itertools.pairwise(histories.offsets)
+    return [np.unique(histories.item_row[low:high][counts[low:high]]) for low, high in bounds]
 
 
 def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | None = None) -> ScoreChunk:
@@ -58,22 +59,31 @@ class Ranked:
 
 
 class Ranker:
-    """A trained model in eval mode with the vectors of all its items computed once."""
+    """A trained model in eval mode with the vectors of all its items computed once.
 
-    def __init__(self, model: Model, max_history: int, has_clock: bool) -> None:
+    A model knows nothing of a visitor without a history, whatever it was trained on: there the popularity list ranks,
+    in the evaluation as in the service.
+    """
+
+    def __init__(self, model: Model, max_history: int, encoder: Encoder) -> None:
         self.model = model.eval()
         self.max_history = max_history
-        self.has_clock = has_clock
+        self.has_clock = encoder.has_clock
+        counts_N = np.asarray(encoder.counts, np.float64)
+        self.popularity_N = torch.from_numpy((counts_N / max(1.0, counts_N.sum())).astype(np.float32))
         with torch.inference_mode():
             rows_N = torch.arange(model.num_items)
             self.vectors_ND = model.item_vectors(rows_N) if model.retrieval == "dot" else None
 
     @torch.inference_mode()
     def scores(self, histories: Histories) -> ScoreChunk:
-        """The score function of these histories."""
+        """The score function of these histories; an empty one gets each item's share of the training targets."""
         batch = history_batch(histories, self.max_history, self.has_clock)
         x_BD = last_states(self.model.states(batch), batch.length_B)
-        return item_scores(self.model, x_BD, batch, self.vectors_ND)
+        scores, empty_B = item_scores(self.model, x_BD, batch, self.vectors_ND), batch.length_B == 0
+        if not empty_B.any():
+            return scores
+        return lambda start, end: torch.where(empty_B[:, None], self.popularity_N[start:end], scores(start, end))
 
     @torch.inference_mode()
     def top_k(self, histories: Histories, k: int, excluded: list[NDArray[np.int32]] | None) -> Ranked:

@@ -44,7 +44,9 @@ def chunked_cross_entropy(
     x_MD: Tensor, v_VD: Tensor, target_M: Tensor, label_smoothing: float, max_logits: int
 ) -> Tensor:
     """Sum over M of cross-entropy(x_MD @ v_VD.T, target_M), at most ``max_logits`` logits at a time."""
-    loss: Tensor = _ChunkedCrossEntropy.apply(x_MD, v_VD, target_M, label_smoothing, max_logits)
+    loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        x_MD, v_VD, target_M, label_smoothing, max_logits
+    )
     return loss
 
 

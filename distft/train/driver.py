@@ -1,0 +1,276 @@
+"""From a job to a finished training: starts Ray Train's workers, follows them, explains how they ended.
+
+Enters: a job and the storage of its run, on a Ray that is up. Leaves: the stage's folder (job.yaml, metrics.jsonl,
+best.json, checkpoints/) under a manifest that says "running", then "finished". Surprising choice: Ray Train starts
+and restarts the workers, and nothing more; they find our own last checkpoint by themselves, so what Ray keeps of a
+run is scratch and is removed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from distft.errors import ArtefactError, DistftError, TrainingError, UsageError
+from distft.job import Job, Scaling
+from distft.jobfile import dump_job
+from distft.storage import MANIFEST, Manifest, Storage
+from distft.train.checkpoint import FOLDER
+from distft.train.journal import read_lines
+from distft.train.loop import TrainResult, ray_worker, watched_metric
+from distft.train.settings import check_train
+
+__all__ = ["TrainResult", "train"]
+
+POLL_S = 0.5
+Progress = Callable[[dict[str, Any]], None]
+
+
+def train(
+    job: Job, root: Storage, made_from: dict[str, Any], *, stage: str = "train", progress: Progress | None = None
+) -> TrainResult:
+    """Trains ``job`` on ``root/dataset`` into ``root/<stage>``, from the newest checkpoint there if there is one.
+
+    ``made_from`` goes into the manifest. ``progress`` is called in this process with each new line of
+    metrics.jsonl. A finished training returns at once, unless ``train.epochs`` was raised since, or
+    ``train.early_stopping`` changed. Raises UsageError for a job that cannot run on this cluster, TrainingError
+    where the workers failed too often.
+    """
+    folder = root / stage
+    finished = _finished(folder, job)
+    if finished is not None:
+        return finished
+    use_gpu = _check(job, root)
+    folder.make()
+    folder.write_bytes("job.yaml", dump_job(job).encode())
+    _write_manifest(folder, made_from, {"status": "running"}, {})
+    with _scratch(folder) as scratch, _following(folder, progress):
+        outcome = _fit(job, root, stage, use_gpu, scratch)
+    result = TrainResult(**outcome)
+    wanted = {"epochs_wanted": job.train.epochs, "early_stopping": _stopping(job)}
+    _write_manifest(folder, made_from, {"status": "finished", **asdict(result), **wanted}, _listing(folder))
+    return result
+
+
+def _finished(folder: Storage, job: Job) -> TrainResult | None:
+    """The result of a training that is over, unless the job now wants more epochs or stops by another rule."""
+    manifest = folder.manifest("train")
+    info = dict(manifest.info) if manifest else {}
+    if info.get("status") != "finished":
+        return None
+    if job.train.epochs > info["epochs_wanted"] or _stopping(job) != info["early_stopping"]:
+        return None
+    return TrainResult(**{field.name: info[field.name] for field in fields(TrainResult)})
+
+
+def _stopping(job: Job) -> dict[str, Any] | None:
+    rule = job.train.early_stopping
+    return rule.model_dump(mode="json") if rule else None
+
+
+# -- before ------------------------------------------------------------------------------------------------
+
+
+def _check(job: Job, root: Storage) -> bool:
+    """Raises for what would only fail in the workers, or wait for ever; True if the training is to use GPUs."""
+    check_train(job.train)
+    watched_metric(job)
+    if (root / "dataset").manifest("dataset") is None:
+        raise ArtefactError(f"There is no dataset at {root}/dataset", "", "Run distft prepare first.")
+    workers = job.scaling.worker_range[1]
+    if workers > job.train.num_streams:
+        raise UsageError(
+            f"scaling.num_workers is {workers} with train.num_streams {job.train.num_streams}",
+            "at least one reading stream a worker",
+            f"Set train.num_streams to {workers} or more.",
+        )
+    use_gpu = job.scaling.use_gpu
+    if use_gpu == "auto":
+        use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    if job.train.precision == "fp16" and not use_gpu:
+        raise UsageError("train.precision is fp16 on CPUs", "fp32 or bf16", "Set train.precision to bf16.")
+    _check_room(job.scaling, use_gpu)
+    return bool(use_gpu)
+
+
+def _check_room(scaling: Scaling, use_gpu: bool) -> None:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs = {"CPU": scaling.cpus_per_worker, **({"GPU": 1.0} if use_gpu else {})}
+    fitting = sum(int(min(node.get(name, 0) / need for name, need in needs.items()) + 1e-9) for node in nodes)
+    wanted = scaling.worker_range[0]
+    if fitting >= wanted:
+        return
+    each = " and ".join(f"{need:g} {name}" for name, need in needs.items())
+    have = " and ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in needs)
+    raise UsageError(
+        f"{wanted} workers of {each} each do not fit on this cluster of {have}",
+        f"at most {fitting} workers",
+        f"Set scaling.num_workers to {fitting}." if fitting else "Lower scaling.cpus_per_worker.",
+    )
+
+
+# -- the run -----------------------------------------------------------------------------------------------
+
+
+def _fit(job: Job, root: Storage, stage: str, use_gpu: bool, scratch: Storage) -> dict[str, Any]:
+    """Rank 0's result, after as many restarts of the workers as the job allows."""
+    system, path = scratch.filesystem()
+    trainer = TorchTrainer(
+        ray_worker,
+        train_loop_config={
+            "job": job,
+            "root": root,
+            "stage": stage,
+            "use_gpu": use_gpu,
+            "num_threads": max(1, int(job.scaling.cpus_per_worker)),
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=job.scaling.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": job.scaling.cpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=stage,
+            storage_path=path,
+            storage_filesystem=None if scratch.is_local else system,
+            failure_config=FailureConfig(max_failures=job.scaling.max_failures),
+        ),
+    )
+    try:
+        with _own_interrupts():
+            outcome = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise _explained(error) from error
+    if "error" in outcome:
+        raise outcome["error"]
+    return dict(outcome)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ctrl-C as everywhere else: Ray's handler stops the workers, but then ends the process as if all were well."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _explained(error: ray.train.TrainingFailedError) -> DistftError:
+    """Our own error of a worker, if there is one; otherwise one that says what Ray saw and where it logged it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank in sorted(failures):
+        for cause in _causes(failures[rank]):
+            if isinstance(cause, DistftError):
+                return cause
+    first = failures[min(failures)] if failures else getattr(error, "controller_failure", error)
+    lines = [line for line in str(first).splitlines() if line.strip()] or [type(first).__name__]
+    who = f"Worker {min(failures)}" if failures else "The training"
+    logs = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "session_latest", "logs", "train")
+    return TrainingError(
+        f"{who} failed: {lines[-1].strip()}",
+        "",
+        f"The workers' logs are in {logs}; run the same command again to go on from the last checkpoint.",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it wraps, in Ray's ways and in Python's."""
+    seen: set[int] = set()
+    open_ = [error]
+    while open_:
+        current = open_.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        wrapped = [getattr(current, name, None) for name in ("_base_exc", "cause", "health_check_failure")]
+        open_ += [e for e in [*wrapped, current.__cause__] if isinstance(e, BaseException)]
+
+
+@contextmanager
+def _scratch(folder: Storage) -> Iterator[Storage]:
+    """A folder for Ray's own state of this run, removed with those that killed runs left."""
+    for name in {path.split("/", 1)[0] for path in folder.list() if path.startswith("ray-")}:
+        folder.delete_tree(name)
+    name = f"ray-{uuid.uuid4().hex[:8]}"
+    (folder / name).make()
+    try:
+        yield folder / name
+    finally:
+        folder.delete_tree(name)
+
+
+@contextmanager
+def _following(folder: Storage, progress: Progress | None) -> Iterator[None]:
+    """Calls ``progress`` with each new line of metrics.jsonl while the block runs, and with the rest at its end."""
+    if progress is None:
+        yield
+        return
+    latest = max((_place(line) for line in read_lines(folder)), default=(0, False))
+    ended = threading.Event()
+
+    def forward() -> None:
+        nonlocal latest
+        for line in read_lines(folder):
+            if _place(line) > latest:
+                latest = _place(line)
+                progress(line)
+
+    def follow() -> None:
+        while not ended.wait(POLL_S):
+            forward()
+
+    thread = threading.Thread(target=follow, daemon=True, name="metrics")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        forward()
+
+
+def _place(line: dict[str, Any]) -> tuple[int, bool]:
+    """Order of the journal's lines: by step, a validation after the training that it judges."""
+    return int(line["step"]), line["kind"] == "valid"
+
+
+# -- after -------------------------------------------------------------------------------------------------
+
+
+def _listing(folder: Storage) -> dict[str, dict[str, Any]]:
+    """Size and checksum of every file that the stage leaves; those of checkpoints come from their manifests."""
+    files = {}
+    names = [name for name in folder.list() if name != MANIFEST and not name.startswith("ray-")]
+    for name in names:
+        parts = name.split("/")
+        if parts[0] != FOLDER:
+            files[name] = folder.describe(name)
+        elif parts[-1] == MANIFEST:
+            files[name] = folder.describe(name)
+            manifest = (folder / "/".join(parts[:-1])).manifest("checkpoint")
+            listed = manifest.files if manifest else {}
+            files |= {"/".join([*parts[:-1], file]): described for file, described in listed.items()}
+    return files
+
+
+def _write_manifest(
+    folder: Storage, made_from: dict[str, Any], info: dict[str, Any], files: dict[str, dict[str, Any]]
+) -> None:
+    folder.write_json(MANIFEST, vars(Manifest("train", files, made_from, info)))

@@ -1,0 +1,68 @@
+"""``metrics.jsonl``: what was measured while training, one JSON object a line, every step once.
+
+Enters: observations with their step. Leaves: the file. Surprising choice: it is cut back to the step that a run
+goes on from, so that an interrupted training leaves the same steps as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from distft.storage import Storage
+
+METRICS = "metrics.jsonl"
+
+
+class Journal:
+    """The file, open for appending; only rank 0 has one.
+
+    On other storage than a local folder nothing can be appended to: there the file is written anew at each
+    ``commit``.
+    """
+
+    def __init__(self, folder: Storage, step: int) -> None:
+        self._folder = folder
+        kept = [line for line in read_lines(folder) if line["step"] <= step]
+        self._text = "".join(_dump(line) for line in kept)
+        folder.write_bytes(METRICS, self._text.encode())
+
+    def write(self, **line: Any) -> None:
+        """Adds one observation; it must have its ``step``."""
+        text = _dump(line)
+        if self._folder.is_local:
+            with open(self._folder.path / METRICS, "a", encoding="utf-8") as stream:
+                stream.write(text)
+        else:
+            self._text += text
+
+    def commit(self) -> None:
+        """Makes sure that what was written outlives a crash of the machine."""
+        if self._folder.is_local:
+            with open(self._folder.path / METRICS, "a", encoding="utf-8") as stream:
+                os.fsync(stream.fileno())
+        else:
+            self._folder.write_bytes(METRICS, self._text.encode())
+
+
+def read_lines(folder: Storage) -> Iterator[dict[str, Any]]:
+    """The observations so far; a last line that a crash cut off is left out."""
+    if not folder.exists(METRICS):
+        return
+    yield from parse(folder.read_bytes(METRICS).decode(errors="replace"))
+
+
+def parse(text: str) -> Iterator[dict[str, Any]]:
+    """The observations in a text, up to the first line that is not whole."""
+    for line in text.split("\n")[:-1]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            return
+        yield value
+
+
+def _dump(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,110 @@
+"""One optimiser step, on one screen.
+
+Enters: this rank's micro-batches of a step. Leaves: updated weights, and the loss over the whole batch of all
+ranks. Surprising choice: the number of targets is summed over the ranks before the first backward pass, so that
+the gradient is that of one mean over the whole batch, however the batch was cut.
+
+Shape legend: B histories, L positions, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distft.errors import TrainingError
+from distft.losses.base import Loss
+from distft.models.base import Model, last_states
+from distft.ranking import item_scores
+from distft.schema import PAD, Batch
+from distft.topk import target_ranks
+from distft.train.engine import Engine
+
+
+@dataclass(frozen=True)
+class RankTargets:
+    """What a validation batch is ranked against: ``target_B`` item rows, and the rows each history rules out."""
+
+    target_B: Tensor
+    excluded: list[NDArray[np.int32]] | None
+
+
+class Step(nn.Module):
+    """Model and loss as the one module that DeepSpeed wraps: no parameter is touched outside of its forward."""
+
+    def __init__(self, model: Model, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Batch, targets: RankTargets | None = None) -> tuple[Tensor, ...]:
+        """(loss_sum fp32, count), and with ``targets`` also their ranks over the whole catalogue, rank_B."""
+        x_BLD = self.model.states(batch)
+        loss_sum, count = self.loss(self.model, x_BLD, batch)
+        if targets is None:
+            return loss_sum, count
+        x_BD = last_states(x_BLD, batch.length_B)
+        scores = item_scores(self.model, x_BD, batch)
+        return loss_sum, count, target_ranks(scores, self.model.num_items, targets.target_B, targets.excluded)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Over all ranks: the summed loss, the number of targets, and of positions that were computed."""
+
+    loss_sum: float
+    count: int
+    num_tokens: int
+
+
+def train_step(engine: Engine, batches: Sequence[Batch], empty: Batch, step: int, learning_rate: float) -> StepResult:
+    """Takes one optimiser step on the micro-batches of all ranks; every rank calls it, if need be with none.
+
+    Let rank r hold micro-batches with loss sums l_ri, W ranks, N the count of targets over all of them. Wanted is
+    the gradient of (sum of all l_ri) / N. DeepSpeed adds up what a rank hands to ``backward`` and averages over
+    ranks, which divides by W; its own division by the number of micro-batches is switched off. So each l_ri is
+    multiplied by W / N, in fp32 and before the backward pass:
+
+        1/W · Σ_r Σ_i ∇(W / N · l_ri)  =  ∇ (Σ_r Σ_i l_ri) / N
+
+    All ranks run as many micro-batches as the one with most of them, because ZeRO's collectives are part of every
+    pass; ``empty`` fills up: it has no targets, but goes through every parameter. Raises TrainingError where the
+    loss is not finite, before any weight has changed.
+    """
+    counts = [(int((batch.target_BL != PAD).sum()), batch.target_BL.numel()) for batch in batches]
+    table = torch.zeros(engine.world_size, 3, dtype=torch.float64, device=engine.device)
+    mine = [len(batches), sum(count for count, _ in counts), sum(size for _, size in counts)]
+    table[engine.rank] = torch.tensor(mine, dtype=torch.float64, device=engine.device)
+    dist.all_reduce(table)
+    rounds, total, tokens = int(table[:, 0].max()), int(table[:, 1].sum()), int(table[:, 2].sum())
+    if total == 0:
+        return StepResult(0.0, 0, tokens)
+    loss_total = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    for index in range(rounds):
+        batch = batches[index] if index < len(batches) else empty
+        loss_sum, count = engine(batch.to(engine.device))
+        loss_total += torch.stack([loss_sum.detach().double(), count.double()])
+        if index == rounds - 1:
+            dist.all_reduce(loss_total)
+            _check(loss_total, total, step)
+        engine.backward(loss_sum * (engine.world_size / total), last=index == rounds - 1)
+    engine.step(learning_rate)
+    return StepResult(float(loss_total[0]), total, tokens)
+
+
+def _check(loss_total: Tensor, total: int, step: int) -> None:
+    loss_sum, count = loss_total.tolist()
+    if not math.isfinite(loss_sum):
+        raise TrainingError(
+            f"The loss of step {step} is {loss_sum}",
+            "a finite number",
+            "Lower train.learning_rate, set train.clip_norm or train.warmup_steps, or use precision fp32 or bf16.",
+        )
+    assert int(count) == total, f"the loss counted {int(count)} targets, the batches have {total}"

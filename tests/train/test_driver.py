@@ -1,0 +1,142 @@
+"""Ray Train around the loop: workers in processes of their own, failures, kills, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distft.errors import ArtefactError, TrainingError, UsageError
+from distft.models.weights import read_weights
+from distft.storage import Storage
+from distft.train.driver import train
+from tests.train.datasets import circle_job, write_circle
+
+# Ray warns of its own deprecated settings when it pickles them.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+
+def test_two_workers_finish_and_a_second_call_returns_at_once(tmp_path: Path, ray_session: Any) -> None:
+    root, lines = write_circle(tmp_path), []
+    job = circle_job(tmp_path, scaling={"num_workers": 2})
+    result = train(job, root, {"job": "abc"}, progress=lines.append)
+    assert (result.epochs, result.steps) == (2, 8)
+    manifest = (root / "train").verified("train")
+    assert manifest.info["status"] == "finished" and manifest.made_from == {"job": "abc"}
+    assert {"job.yaml", "metrics.jsonl", "best.json"} <= manifest.files.keys()
+    assert not list((tmp_path / "train").glob("ray-*"))
+    assert [line["epoch"] for line in lines if line["kind"] == "valid"] == [1, 2]
+    started = time.perf_counter()
+    assert train(job, root, {"job": "abc"}) == result
+    assert time.perf_counter() - started < 1
+    more = circle_job(tmp_path, epochs=3, scaling={"num_workers": 1})
+    assert train(more, root, {"job": "abc"}).steps == 12
+
+
+def test_a_loss_that_is_not_finite_comes_back_as_it_was_raised(tmp_path: Path, ray_session: Any) -> None:
+    root = write_circle(tmp_path)
+    job = circle_job(tmp_path, scaling={"num_workers": 2}, optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(TrainingError, match="The loss of step"):
+        train(job, root, {})
+    assert (root / "train").read_json("manifest.json")["info"] == {"status": "running"}
+
+
+@pytest.mark.proof
+def test_a_damaged_shard_comes_back_with_its_name(tmp_path: Path, ray_session: Any) -> None:
+    root = write_circle(tmp_path)
+    shard = tmp_path / "dataset/train/00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-3] + b"xyz")
+    with pytest.raises(ArtefactError, match=r"00001\.parquet"):
+        train(circle_job(tmp_path, scaling={"num_workers": 2, "max_failures": 0}), root, {})
+
+
+def test_what_cannot_run_is_refused_at_once(tmp_path: Path, ray_session: Any) -> None:
+    root = write_circle(tmp_path)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"scaling": {"num_workers": 4, "cpus_per_worker": 3}}, r"4 workers of 3 CPU each do not fit"),
+        ({"scaling": {"num_workers": 5}}, r"num_streams"),
+        ({"precision": "fp16", "zero": {"stage": 1}}, r"fp16"),
+        ({"zero": {"stage": 0, "offload": "cpu"}}, r"offload"),
+        ({"deepspeed": {"gradient_clipping": 1.0}}, r"clip_norm"),
+    ]
+    for settings, message in refused:
+        with pytest.raises(UsageError, match=message):
+            train(circle_job(tmp_path, **settings), root, {})
+    with pytest.raises(ArtefactError, match="no dataset"):
+        train(circle_job(tmp_path / "other"), Storage(tmp_path / "other"), {})
+
+
+def worker_pids() -> list[int]:
+    """Ray Train's workers among the descendants of this process, and of no other Ray on the machine."""
+    parents, names = {}, {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                pid = int(process.name)
+                parents[pid] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                names[pid] = (process / "cmdline").read_text()
+            except (OSError, IndexError):
+                continue
+
+    def ours(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return [pid for pid, name in names.items() if "RayTrainWorker" in name and ours(pid)]
+
+
+@pytest.mark.proof
+def test_killed_workers_go_on_from_the_last_checkpoint_bit_for_bit(tmp_path: Path, ray_session: Any) -> None:
+    settings: dict[str, Any] = {"epochs": 20, "checkpoint": {"every_steps": 3}, "early_stopping": {"patience": 20}}
+    settings |= {"scaling": {"num_workers": 2}}
+    calm = write_circle(tmp_path / "calm")
+    train(circle_job(tmp_path / "calm", **settings), calm, {})
+    killed = write_circle(tmp_path / "killed")
+    struck: list[int] = []
+
+    def kill_once(line: dict[str, Any]) -> None:
+        if line["step"] >= 20 and not struck:
+            struck.extend(worker_pids()[:1])
+            for pid in struck:
+                os.kill(pid, signal.SIGKILL)
+
+    result = train(circle_job(tmp_path / "killed", **settings), killed, {}, progress=kill_once)
+    assert struck and result.steps == 80
+    first, second = (read_weights(root / "train/checkpoints/step-80") for root in (calm, killed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    lines = map(json.loads, (tmp_path / "killed/train/metrics.jsonl").read_text().splitlines())
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.proof
+def test_ctrl_c_ends_the_workers_and_keeps_the_last_checkpoint(tmp_path: Path, ray_session: Any) -> None:
+    root = write_circle(tmp_path)
+    job = circle_job(tmp_path, epochs=100_000, early_stopping=None)
+    handler = signal.getsignal(signal.SIGINT)
+    interrupted = threading.Event()
+
+    def interrupt_once(line: dict[str, Any]) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            assert worker_pids()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, root, {}, progress=interrupt_once)
+    assert signal.getsignal(signal.SIGINT) is handler
+    deadline = time.monotonic() + 20
+    while worker_pids() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not worker_pids()
+    steps = [int(path.parent.name.removeprefix("step-")) for path in tmp_path.glob("train/checkpoints/*/manifest.json")]
+    assert steps
+    (root / f"train/checkpoints/step-{max(steps)}").verified("checkpoint")
