@@ -1,0 +1,121 @@
+"""Renders ``report/index.html``: one self-contained page with the metrics, the training curves and the data.
+
+Enters: the job, its storage, the metrics. Leaves: HTML text. No script and no outside resource, so the page opens
+from a mail or an object store as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from distft.job import Job
+from distft.jobfile import dump_job
+from distft.schema import lower_is_better
+from distft.storage import Storage
+
+PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 44, 352, 12, 170
+
+
+def render(job: Job, root: Storage, metrics: Mapping[str, Any]) -> str:
+    """The page of one evaluation."""
+    environment = Environment(loader=PackageLoader("distft", "report"), autoescape=True, undefined=StrictUndefined)
+    dataset = (root / "dataset").manifest("dataset")
+    info = dataset.info if dataset else {}
+    return environment.get_template("evaluation.html").render(
+        job=job,
+        job_yaml=dump_job(job),
+        metrics=metrics,
+        num_items=max(0, info.get("num_items", 2) - 2),
+        baselines=baselines(metrics),
+        rows=table_rows(metrics),
+        plots=_plots(job, root),
+        data=accounting(root / "dataset"),
+    )
+
+
+BASELINES = ("popularity", "recently_seen", "oracle")
+SHOWN = ("hr", "ndcg", "mrr", "coverage")
+
+
+def table_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a metric: its name, the model's value and interval, and the baselines' (None where not defined).
+
+    Left out is what only repeats another row where a list has one target: recall@k and map@k, and of the metrics
+    at 1 all but hr@1.
+    """
+    ks = sorted({int(name.split("@")[1]) for name in metrics["model"] if "@" in name})
+    names = [f"{family}@{k}" for family in SHOWN for k in ks if k > 1 or family == "hr"]
+    return [
+        {
+            "metric": name,
+            "model": metrics["model"][name],
+            "interval": metrics["intervals"].get(name),
+            "baselines": [metrics["baselines"][baseline].get(name) for baseline in baselines(metrics)],
+        }
+        for name in names
+        if name in metrics["model"]
+    ]
+
+
+def baselines(metrics: Mapping[str, Any]) -> list[str]:
+    """Names of the baselines, in the order in which they are shown."""
+    return [name for name in BASELINES if name in metrics["baselines"]]
+
+
+def accounting(dataset: Storage) -> list[tuple[str, int]]:
+    """What became of every row of the logs: kept, rejected or filtered, with the reason."""
+    if not dataset.exists("stats.json"):
+        return []
+    stats = dataset.read_json("stats.json")
+    rows = [("rows in the logs", stats["rows_in"]), ("events kept", stats["kept"])]
+    for group in ("rejected", "filtered"):
+        reasons = sorted(stats[group]["by_reason"].items())
+        rows += [(f"{group}: {reason.replace('_', ' ')}", count) for reason, count in reasons if count]
+    return rows
+
+
+def _plots(job: Job, root: Storage) -> list[dict[str, Any]]:
+    name = "finetune/metrics.jsonl" if "finetune" in job.stages else "train/metrics.jsonl"
+    if not root.exists(name):
+        return []
+    lines = [json.loads(line) for line in root.read_bytes(name).splitlines()]
+    metric = job.train.early_stopping.metric if job.train.early_stopping else "ndcg@10"
+    trained = [line for line in lines if line["kind"] == "train"]
+    validated = [line for line in lines if line["kind"] == "valid"]
+    best = min if lower_is_better(metric) else max
+    plots = [_plot("training loss", trained, "loss"), _plot(f"validation {metric}", validated, metric, mark=best)]
+    return [plot for plot in plots if plot]
+
+
+def _plot(title: str, lines: Sequence[Mapping[str, Any]], key: str, mark: Any = None) -> dict[str, Any] | None:
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    if len(points) < 2:
+        return None
+    x_low, x_high = points[0][0], points[-1][0]
+    low, high = min(y for _, y in points), max(y for _, y in points)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / max(1e-12, x_high - x_low)
+        up = (y - low) / max(1e-12, high - low)
+        return (
+            round(PLOT_LEFT + across * (PLOT_RIGHT - PLOT_LEFT), 1),
+            round(PLOT_BOTTOM - up * (PLOT_BOTTOM - PLOT_TOP), 1),
+        )
+
+    best = mark(points, key=lambda point: point[1]) if mark else None
+    return {
+        "title": title,
+        "points": " ".join(f"{x},{y}" for x, y in (place(*point) for point in points)),
+        "mark": place(*best) if best else None,
+        "first": f"{points[0][1]:.4g}",
+        "last": f"{points[-1][1]:.4g}",
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+        "x_low": f"{x_low:,}",
+        "x_high": f"{x_high:,}",
+        "x_label": "step",
+    }

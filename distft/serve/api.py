@@ -1,0 +1,131 @@
+"""The HTTP interface of the service: routes, types, limits and errors; it knows neither Ray nor the model.
+
+Enters: a ``Backend`` that answers queries. Leaves: an ASGI application. Surprising choice: the body is read and
+checked here instead of by FastAPI, so that its size is bounded while it arrives and JSON is read strictly; the
+OpenAPI description is made of the same types.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from pydantic.json_schema import models_json_schema
+
+from distft import __version__
+from distft.serve import problems
+from distft.serve.predictor import Query, Recommendation
+from distft.serve.problems import Problem
+from distft.serve.requests import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, Status, read_request
+
+MAX_IN_FLIGHT = 1024
+BODY_TIMEOUT_S = 10.0
+
+_REFS = "#/components/schemas/{model}"
+
+
+class Backend(Protocol):
+    """What answers. Each method raises Problem for a request it refuses and ServingError while it cannot answer."""
+
+    async def recommend(self, query: Query) -> Recommendation:
+        """The answer to one query."""
+
+    async def describe(self) -> dict[str, Any]:
+        """The facts of the served model: JSON."""
+
+    async def ready(self) -> str:
+        """The version of the model, once it has answered a golden request as expected."""
+
+
+def build_api(backend: Backend) -> FastAPI:
+    """The ASGI application that serves a backend."""
+    api = FastAPI(title="distft", description="Recommendations for a shop.", version=__version__, redoc_url=None)
+    problems.answer_problems(api)
+    _add_status(api, backend)
+    _add_recommend(api, backend)
+    describe = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = describe()
+        parts = schema.setdefault("components", {}).setdefault("schemas", {})
+        parts.update(models_json_schema([(RecommendRequest, "validation")], ref_template=_REFS)[1]["$defs"])
+        parts["Problem"] = problems.SCHEMA
+        return schema
+
+    api.openapi = openapi  # type: ignore[method-assign]
+    return api
+
+
+def _add_status(api: FastAPI, backend: Backend) -> None:
+    @api.get("/healthz", tags=["state"], summary="Is this process alive?")
+    async def healthz() -> Status:
+        return Status(status="alive")
+
+    @api.get("/readyz", tags=["state"], summary="Does the model answer as it should?", responses=_problems(503))
+    async def readyz() -> Status:
+        return Status(status="ready", model_version=await backend.ready())
+
+    @api.get("/v1/model", tags=["model"], summary="What is served", responses=_problems(503))
+    async def model() -> dict[str, Any]:
+        return await backend.describe()
+
+
+def _add_recommend(api: FastAPI, backend: Backend) -> None:
+    in_flight = 0
+
+    @api.post(
+        "/v1/recommend",
+        tags=["model"],
+        summary="The best items for a user",
+        responses=_problems(400, 408, 413, 422, 503),
+        response_model=RecommendResponse,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": _REFS.format(model="RecommendRequest")}}},
+            }
+        },
+    )
+    async def recommend(request: Request) -> Response:
+        nonlocal in_flight
+        if in_flight >= MAX_IN_FLIGHT:
+            raise Problem(
+                503, f"{in_flight} requests are being answered already.", retry_after_s=problems.RETRY_AFTER_S
+            )
+        in_flight += 1
+        try:
+            wanted = read_request(await _body(request))
+            answer = await backend.recommend(wanted.query())
+        finally:
+            in_flight -= 1
+        return Response(RecommendResponse.of(answer).model_dump_json(), media_type="application/json")
+
+
+async def _body(request: Request) -> bytes:
+    """The body, of which never more than the limit is held. Raises Problem 413, or 408 if it does not arrive."""
+    try:
+        return await asyncio.wait_for(_bounded(request), BODY_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise Problem(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+
+
+async def _bounded(request: Request) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > MAX_BODY_BYTES:
+        raise _too_large()
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise _too_large()
+    return bytes(body)
+
+
+def _too_large() -> Problem:
+    return Problem(413, f"The body is longer than {MAX_BODY_BYTES} bytes.")
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {problems.MEDIA_TYPE: {"schema": {"$ref": _REFS.format(model="Problem")}}}
+    return {status: {"description": "A problem", "content": content} for status in statuses}

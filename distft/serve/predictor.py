@@ -1,0 +1,205 @@
+"""A bundle in memory that answers requests: the served model without Ray and without HTTP.
+
+Enters: a bundle, then queries in the shop's own words. Leaves: the best items with their scores. Histories are
+encoded by the bundle's encoder, batched by the collate function of training and ranked by the evaluator's code,
+so that served scores are the evaluated ones. Surprising choice: a query without any history is answered by the
+popularity list, and says so, because a model has nothing to add there.
+
+Shape legend: B queries, N items, C items of a chunk, K results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distft.data import ragged
+from distft.data.encode import Encoder, RawEvent
+from distft.errors import ArtefactError, QueryError
+from distft.job import Job
+from distft.jobfile import parse_job
+from distft.models.weights import fill, read_weights
+from distft.ranking import ExcludeSeen, Ranker, excluded_items
+from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, Histories
+from distft.storage import Storage
+from distft.topk import ScoreChunk, top_k
+
+VERSION_CHARS = 12
+
+AnswerSource = Literal["model", "popularity"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request: the user's events, how many items, and what is left out.
+
+    ``exclude_seen``: None is the rule that the model was evaluated with; True is that rule, or "all" where it
+    excludes nothing; False excludes nothing. ``filter``: feature name → values, of which an item must have one.
+    """
+
+    events: Sequence[RawEvent]
+    k: int = 10
+    exclude_seen: bool | None = None
+    filter: Mapping[str, Sequence[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Item ids and their scores, best first; fewer than asked for when no more are left.
+
+    ``source`` "popularity": the score is the item's share of all target events that the model was trained on.
+    """
+
+    item_ids: list[str]
+    scores: list[float]
+    unknown_items: int
+    source: AnswerSource
+    model_version: str
+
+
+@dataclass(frozen=True)
+class EncodedQuery:
+    """A query that was found answerable, as rows. ``kept_N`` are the items that pass the filter, None if all do."""
+
+    histories: Histories
+    k: int
+    excluded: NDArray[np.int32]
+    kept_N: NDArray[np.bool_] | None
+
+    @property
+    def num_events(self) -> int:
+        """Events of the history; without any, popularity answers."""
+        return len(self.histories.item_row)
+
+    @property
+    def unknown_items(self) -> int:
+        """Events whose item has no row."""
+        return int((self.histories.item_row == UNKNOWN).sum())
+
+
+class Predictor:
+    """The model of a bundle, ready to answer. Not for several threads at once."""
+
+    def __init__(self, job: Job, encoder: Encoder, ranker: Ranker, version: str) -> None:
+        self.job = job
+        self.encoder = encoder
+        self.ranker = ranker
+        self.version = version
+        self._filters = {column.spec.name: column for column in encoder.features if column.spec.kind == "category"}
+
+    @classmethod
+    def load(cls, bundle: Storage, *, verify: bool = True) -> Predictor:
+        """The predictor of a bundle. Raises ArtefactError naming the file that is missing or changed."""
+        manifest = bundle.verified("bundle") if verify else bundle.manifest("bundle")
+        if manifest is None:
+            raise ArtefactError(
+                f"There is no bundle at {bundle.uri}", "a folder that distft export made", "Export the model first."
+            )
+        job = parse_job(bundle.read_bytes("job.yaml").decode(), f"{bundle.uri}/job.yaml")
+        encoder = Encoder.load(bundle / "encoder")
+        model = job.model.build(encoder.catalog())
+        fill(model, read_weights(bundle))
+        ranker = Ranker(model, job.model.max_history, encoder)
+        return cls(job, encoder, ranker, manifest.sha256[:VERSION_CHARS])
+
+    def recommend(self, queries: Sequence[Query]) -> list[Recommendation]:
+        """The answer to each query. Raises QueryError for the first that cannot be answered."""
+        return self.answer([self.encode(query) for query in queries])
+
+    def encode(self, query: Query) -> EncodedQuery:
+        """The query as rows. Raises QueryError naming the field that the model cannot follow."""
+        if not 1 <= query.k <= self.job.serve.max_k:
+            raise QueryError(f"{query.k} items are asked for", f"1 to {self.job.serve.max_k}", "", "k")
+        self._check_events(query.events)
+        histories = self.encoder.encode_events(query.events)
+        excluded = excluded_items(histories, self._exclusion(query.exclude_seen), self.encoder.target_codes)
+        nothing = np.zeros(0, np.int32)
+        return EncodedQuery(histories, query.k, excluded[0] if excluded else nothing, self._kept(query.filter))
+
+    @torch.inference_mode()
+    def answer(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
+        """The answer to each encoded query, all computed in one forward pass."""
+        if not queries:
+            return []
+        scores = self.ranker.scores(ragged.concat([query.histories for query in queries]))
+        k = max(query.k for query in queries)
+        excluded = [query.excluded for query in queries]
+        scores_BK, rows_BK = top_k(_kept_scores(queries, scores), self.encoder.num_items, k, excluded, len(queries))
+        return [
+            self._recommendation(query, scores_K[: query.k], rows_K[: query.k])
+            for query, scores_K, rows_K in zip(queries, scores_BK.numpy(), rows_BK.numpy(), strict=True)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """What GET /v1/model tells of this model: JSON."""
+        return {
+            "model_version": self.version,
+            "name": self.job.name,
+            "model": self.job.model.kind,
+            "num_parameters": sum(parameter.numel() for parameter in self.ranker.model.parameters()),
+            "num_items": self.encoder.num_items - NUM_RESERVED,
+            "events": list(self.encoder.event_names),
+            "target_events": list(self.encoder.target_events),
+            "filters": sorted(self._filters),
+            "max_history": self.job.model.max_history,
+            "max_k": self.job.serve.max_k,
+            "exclude_seen": self.job.evaluate.exclude_seen,
+        }
+
+    def _check_events(self, events: Sequence[RawEvent]) -> None:
+        names = self.encoder.event_names
+        for index, event in enumerate(events):
+            if event.event not in names:
+                what = f"{event.event!r} is no event type of this model"
+                raise QueryError(what, f"one of {', '.join(names)}", "", f"history.{index}.event")
+            if event.item_id is None and event.event not in ITEMLESS_EVENTS:
+                what = f"A {event.event} has no item_id"
+                raise QueryError(what, "the item that it is about", "", f"history.{index}.item_id")
+
+    def _exclusion(self, wanted: bool | None) -> ExcludeSeen:
+        if wanted is False:
+            return "none"
+        rule = self.job.evaluate.exclude_seen
+        return "all" if wanted and rule == "none" else rule
+
+    def _kept(self, wanted: Mapping[str, Sequence[str]] | None) -> NDArray[np.bool_] | None:
+        if not wanted:
+            return None
+        kept_N = np.ones(self.encoder.num_items, bool)
+        for name, values in wanted.items():
+            if name not in self._filters:
+                expected = f"one of {', '.join(sorted(self._filters))}" if self._filters else "no filter at all"
+                raise QueryError(f"{name[:100]!r} is no category of the items", expected, "", f"filter.{name}")
+            kept_N &= self._filters[name].matching(set(values))
+        return kept_N
+
+    def _recommendation(
+        self, query: EncodedQuery, scores_K: NDArray[np.float32], rows_K: NDArray[np.int64]
+    ) -> Recommendation:
+        found_K = rows_K != PAD
+        return Recommendation(
+            item_ids=[str(item_id) for item_id in self.encoder.item_ids[rows_K[found_K]]],
+            scores=[float(score) for score in scores_K[found_K]],
+            unknown_items=query.unknown_items,
+            source="model" if query.num_events else "popularity",
+            model_version=self.version,
+        )
+
+
+def _kept_scores(queries: Sequence[EncodedQuery], scores: ScoreChunk) -> ScoreChunk:
+    """The scores with -inf for the items that a query's filter drops."""
+    if all(query.kept_N is None for query in queries):
+        return scores
+
+    def kept(start: int, end: int) -> Tensor:
+        everything = np.ones(end - start, bool)
+        kept_BC = np.stack([everything if q.kept_N is None else q.kept_N[start:end] for q in queries])
+        return scores(start, end).masked_fill(torch.from_numpy(~kept_BC), -torch.inf)
+
+    return kept

@@ -1,0 +1,185 @@
+"""The service's requests and answers as types, and the strict reading of a request body.
+
+Enters: the bytes of a body. Leaves: a ``RecommendRequest``, or a ``Problem`` that says which field is wrong. The
+same types make the OpenAPI description. Surprising choice: JSON is read by rules stricter than Python's: a
+duplicate key, NaN, Infinity and text that is not UTF-8 are refused instead of being given some meaning.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+
+from distft.data.encode import RawEvent
+from distft.serve.predictor import Query, Recommendation
+from distft.serve.problems import FieldError, Problem
+
+MAX_BODY_BYTES = 1 << 20
+MAX_HISTORY_EVENTS = 10_000
+MAX_TEXT_CHARS = 1_000
+MAX_TIME_MS = 253_402_300_799_999  # the end of year 9999
+MAX_FIELD_ERRORS = 20
+
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
+
+_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ].*)?")
+_DATETIME = TypeAdapter(datetime)
+
+
+def time_ms(text: str) -> int:
+    """Milliseconds since 1970 of an ISO 8601 text; without an offset it is UTC. Raises ValueError."""
+    expected = "expected milliseconds since 1970, or ISO 8601 such as 2010-12-01T10:16:00Z"
+    if not _ISO_TIME.fullmatch(text):
+        raise ValueError(expected)
+    try:
+        moment = _DATETIME.validate_python(text)
+    except ValidationError:
+        raise ValueError(expected) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    since = moment - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    milliseconds = (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+    if not 0 <= milliseconds <= MAX_TIME_MS:
+        raise ValueError("expected a time from 1970 to 9999")
+    return milliseconds
+
+
+def _readable(value: Any) -> Any:
+    return time_ms(value) if isinstance(value, str) else value
+
+
+Time = Annotated[
+    int,
+    Field(ge=0, le=MAX_TIME_MS),
+    BeforeValidator(_readable),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_TIME_MS}, {"type": "string", "maxLength": 100}]}
+    ),
+]
+
+
+class Body(BaseModel):
+    """Base of what a client sends: no conversions, and an unknown key is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class HistoryEvent(Body):
+    """One event of the user, in the shop's own words."""
+
+    event: Text = Field(description="event type, one of those that GET /v1/model lists", examples=["view"])
+    item_id: Text | None = Field(None, description="may be left out of a search only", examples=["85123A"])
+    timestamp: Time | None = Field(
+        None,
+        description="milliseconds since 1970 in UTC, or ISO 8601 text (UTC unless it says otherwise)",
+        examples=[1291198560000, "2010-12-01T10:16:00Z"],
+    )
+    query: Text | None = Field(None, description="the words of a search", examples=["red mug"])
+
+
+class RecommendRequest(Body):
+    """Whom to recommend to, and what may be recommended."""
+
+    user_id: Text | None = Field(None, description="the shop's own; a request without history gets the popular items")
+    history: list[HistoryEvent] | None = Field(
+        None, max_length=MAX_HISTORY_EVENTS, description="the user's events; by time if all have one, else as listed"
+    )
+    k: int = Field(10, ge=1, description="items wanted; GET /v1/model tells the largest number")
+    exclude_seen: bool | None = Field(
+        None, description="leave out items of the history: by default as the model was evaluated"
+    )
+    filter: dict[Text, Annotated[list[Text], Field(min_length=1)]] | None = Field(
+        None,
+        description="keep only the items whose feature has one of the values",
+        examples=[{"category": ["kitchen", "garden"]}],
+    )
+
+    def query(self) -> Query:
+        """What the predictor is asked."""
+        events = [RawEvent(e.item_id, e.event, e.timestamp, e.query) for e in self.history or ()]
+        return Query(events, self.k, self.exclude_seen, dict(self.filter) if self.filter else None)
+
+
+class RecommendedItem(BaseModel):
+    """One recommendation; a higher score is better."""
+
+    item_id: str
+    score: float
+
+
+class RecommendResponse(BaseModel):
+    """Recommendations, best first; fewer than asked for when no more are left."""
+
+    items: list[RecommendedItem]
+    model_version: str
+    unknown_items: int = Field(description="events of the history whose item the model does not know")
+    source: str = Field(description="model, or popularity where nothing is known of the user", examples=["model"])
+
+    @classmethod
+    def of(cls, answer: Recommendation) -> RecommendResponse:
+        """The answer in the words of the API."""
+        items = [
+            RecommendedItem(item_id=item_id, score=score)
+            for item_id, score in zip(answer.item_ids, answer.scores, strict=True)
+        ]
+        return cls(
+            items=items, model_version=answer.model_version, unknown_items=answer.unknown_items, source=answer.source
+        )
+
+
+class Status(BaseModel):
+    """The state of the service."""
+
+    status: str
+    model_version: str | None = None
+
+
+def read_request(body: bytes) -> RecommendRequest:
+    """The request in a body. Raises Problem 400 if it is not JSON, 422 naming each field that is wrong."""
+    value = strict_json(body)
+    try:
+        return RecommendRequest.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise Problem(422, "The request is not valid.", errors=_field_errors(found)) from None
+
+
+def strict_json(body: bytes) -> Any:
+    """The JSON value in a body. Raises Problem 400 saying what is wrong with it."""
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise Problem(400, f"The body is not UTF-8: byte {error.start} cannot be read.") from None
+    except RecursionError:
+        raise Problem(400, "The body is nested too deeply.") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise Problem(400, f"The body is not JSON: {error.msg} ({where}).") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise Problem(400, f"The body is not JSON that can be read: {str(error)[:200]}.") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise Problem(400, f"The body is not JSON: {name} is not a number of JSON.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for index, name in enumerate(names) if name in names[:index])
+        raise Problem(400, "A key stands twice in one object.", errors=[FieldError(double, "stands twice")])
+    return value
+
+
+def _field_errors(found: Sequence[Any]) -> list[FieldError]:
+    """One error a field, its path joined by dots."""
+    errors = {
+        ".".join(str(step) for step in error["loc"] if step != "[key]") or "body": error["msg"] for error in found
+    }
+    return [FieldError(field, message) for field, message in errors.items()][:MAX_FIELD_ERRORS]

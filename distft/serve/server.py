@@ -1,0 +1,230 @@
+"""Starts and stops the service for one bundle.
+
+Enters: a bundle, an address. Leaves: a ``Service`` that has proved itself ready, or an error that says why not.
+Surprising choice: the bundle is verified here before Ray Serve starts, so that a damaged file is told at once and
+by name, instead of by a replica that fails again and again.
+
+``distft.serve.app`` is imported inside the functions: Ray Serve reads its environment when it is imported, and
+``cluster.connect`` sets it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from distft import cluster
+from distft.errors import ServingError, UsageError
+from distft.jobfile import parse_job
+from distft.serve.golden import FILE as GOLDEN_FILE
+from distft.serve.golden import read_golden
+from distft.serve.predictor import VERSION_CHARS
+from distft.storage import Storage
+
+START_TIMEOUT_S = 180.0
+POLL_S = 0.25
+SETTLED_S = 1.5
+"""How long the service must have been ready: Ray Serve exchanges its proxy's process once more when the first replica
+is up, 0.1 s after the first answer, and connections of that moment may be cut."""
+
+ANSWER_TIMEOUT_S = 30.0
+
+Progress = Callable[[str, int, int], None]
+"""(what is done now, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service. ``bundle`` is what it serves; ``folder`` holds the files of its HTTP proxy."""
+
+    url: str
+    model_version: str
+    bundle: Storage
+    folder: Path = field(repr=False)
+
+    def stop(self) -> None:
+        """Ends the service; nothing of it is left on the cluster."""
+        _shutdown(self.folder)
+
+    def wait(self) -> None:
+        """Blocks until the process is interrupted."""
+        threading.Event().wait()
+
+    def probe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The first golden request of the bundle, and the service's answer to it over HTTP. Raises ServingError."""
+        request: dict[str, Any] = json.loads(self.bundle.read_bytes(GOLDEN_FILE).splitlines()[0])["request"]
+        body, problem = _call(f"{self.url}/v1/recommend", json.dumps(request).encode())
+        if body is None:
+            raise ServingError(f"The service did not answer a golden request: {problem}")
+        answer: dict[str, Any] = json.loads(body)
+        return request, answer
+
+
+@contextmanager
+def serving(
+    bundle: str, host: str = "127.0.0.1", port: int = 8000, progress: Progress | None = None
+) -> Iterator[Service]:
+    """Runs the block with the service of a bundle up, on an embedded Ray or the cluster of the environment.
+
+    A SIGTERM ends the block like an interrupt, so that nothing is left behind.
+    """
+    check_port(host, port)
+    Storage(bundle).verified("bundle")
+    with cluster.connect(), _ended_by_sigterm():  # in this order: Ray sets a handler of its own that aborts
+        service = start(Storage(bundle), host, port, progress)
+        try:
+            yield service
+        finally:
+            service.stop()
+
+
+def start(
+    bundle: Storage, host: str, port: int, progress: Progress | None = None, timeout_s: float = START_TIMEOUT_S
+) -> Service:
+    """The service of a bundle, ready; Ray must be up.
+
+    Raises ArtefactError for a damaged bundle, UsageError for a port in use, ServingError with the cause where the
+    service does not become ready.
+    """
+    from distft.serve import app
+
+    tell = progress or (lambda *_: None)
+    tell("checking the bundle", 0, 3)
+    check_port(host, port)
+    version = bundle.verified("bundle").sha256[:VERSION_CHARS]
+    job = parse_job(bundle.read_bytes("job.yaml").decode(), f"{bundle.uri}/job.yaml")
+    read_golden(bundle, job.serve.max_k)
+    if app.is_running():
+        raise UsageError("Ray Serve runs on this cluster already", "a cluster that serves nothing", "Stop that first.")
+    tell("starting Ray Serve", 1, 3)
+    # In /tmp, because the proxy's sockets have long names and a path of a socket may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="distft-", dir="/tmp"))
+    service = Service(f"http://{_reachable(host)}:{port}", version, bundle, folder)
+    try:
+        app.deploy(f"model-{version}", bundle.uri, job.serve, (host, port), proxy_environment(folder))
+        tell("loading the model", 2, 3)
+        _wait_until_ready(service.url, timeout_s, app.failures)
+    except BaseException:
+        service.stop()
+        raise
+    tell("ready", 3, 3)
+    return service
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UsageError if nothing can listen there."""
+    try:
+        if not 1 <= port <= 65_535:  # getaddrinfo would take it modulo 65,536
+            raise OverflowError("ports go from 1 to 65535")
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"Port {port} of {host} cannot be used: {reason}",
+            "a free port of this machine",
+            "Choose another with --port.",
+        ) from error
+
+
+def proxy_environment(folder: Path) -> dict[str, str]:
+    """Environment that gives Ray Serve's HAProxy its own files and ports; by default two of them on a host collide."""
+    paths = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "SERVER_STATE_BASE": "",
+        "SERVER_STATE_FILE": "server-state",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+    }
+    with socket.socket() as stats, socket.socket() as metrics:  # held together, so that they are two ports
+        for held in (stats, metrics):
+            held.bind(("", 0))
+        ports = {"STATS_PORT": stats.getsockname()[1], "METRICS_PORT": metrics.getsockname()[1]}
+    values = {name: str(folder / file) for name, file in paths.items()} | {k: str(v) for k, v in ports.items()}
+    return {f"RAY_SERVE_HAPROXY_{name}": value for name, value in values.items()}
+
+
+def _shutdown(folder: Path) -> None:
+    from distft.serve import app
+
+    app.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_until_ready(url: str, timeout_s: float, failures: Callable[[], dict[str, str]]) -> None:
+    deadline = time.monotonic() + timeout_s
+    ready_since = float("inf")
+    while time.monotonic() - ready_since < SETTLED_S:
+        body, problem = _call(f"{url}/readyz")
+        if body is not None:
+            ready_since = min(ready_since, time.monotonic())
+        else:
+            ready_since = float("inf")
+            for name, message in failures().items():
+                raise ServingError(f"{name} did not start: {_cause(message)}")
+        if time.monotonic() > deadline:
+            raise ServingError(
+                f"The service was not ready after {timeout_s:g} s: {problem}",
+                "",
+                "Look whether the cluster has a free CPU for every replica of serve.min_replicas.",
+            )
+        time.sleep(POLL_S)
+
+
+def _call(url: str, data: bytes | None = None) -> tuple[bytes | None, str]:
+    """(body, "") of a GET (or of a POST of ``data``), or (None, why there is none)."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=ANSWER_TIMEOUT_S) as response:
+            return response.read(), ""
+    except urllib.error.HTTPError as error:
+        body = error.read()
+        try:
+            return None, str(json.loads(body)["detail"])
+        except (ValueError, KeyError, TypeError):
+            return None, f"HTTP {error.code} {body[:200].decode(errors='replace')}"
+    except OSError as error:
+        return None, str(error)
+
+
+def _cause(message: str) -> str:
+    """The last error of a Python trace in Ray's message, or the message in one line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("distft.errors.") or "Error: " in line]
+    return errors[-1] if errors else " ".join(lines)[:500]
+
+
+def _reachable(host: str) -> str:
+    """The host as this machine reaches it, as a URL has it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from distft.errors import ArtefactError, UsageError
+from distft.serve import server
+from distft.storage import Storage
+from tests.serve.bundles import free_port, write_bundle
+
+
+def test_a_port_in_use_is_said_before_anything_starts(bundle: Storage) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"Port {port} of 127.0.0.1 .*--port"):
+            server.start(bundle, "127.0.0.1", port)
+        with pytest.raises(UsageError, match=str(port)), server.serving(bundle.uri, port=port):
+            pass
+
+
+@pytest.mark.parametrize(("host", "port"), [("203.0.113.7", 8000), ("127.0.0.1", 70_000), ("no such host", 8000)])
+def test_addresses_where_nothing_can_listen(host: str, port: int) -> None:
+    with pytest.raises(UsageError, match=host):
+        server.check_port(host, port)
+
+
+def test_a_damaged_bundle_is_named_before_anything_starts(tmp_path: Path) -> None:
+    bundle = write_bundle(Storage(tmp_path))
+    weights = bundle.path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(ArtefactError, match=r"model\.safetensors"):
+        server.start(bundle, "127.0.0.1", free_port())
+
+
+def test_two_proxies_share_neither_files_nor_ports(tmp_path: Path) -> None:
+    first, second = (server.proxy_environment(tmp_path / name) for name in ("a", "b"))
+    assert first.keys() == second.keys() and not set(first.values()) & set(second.values())
+    assert len(set(first.values())) == len(first)

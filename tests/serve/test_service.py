@@ -1,0 +1,156 @@
+"""The service as a client meets it: Ray Serve with its proxy, the ingress and a model replica, over HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from distft.errors import UsageError
+from distft.serve import server
+from distft.serve.predictor import Predictor, Query
+from distft.serve.server import Service
+from distft.storage import Storage
+from tests.serve.bodies import BY_HAND
+from tests.serve.bundles import as_json, events, free_port
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def service(ray_session: object, bundle: Storage) -> Iterator[Service]:
+    steps: list[tuple[str, int, int]] = []
+    running = server.start(bundle, "127.0.0.1", free_port(), lambda *step: steps.append(step))
+    try:
+        assert [done for _, done, _ in steps] == [0, 1, 2, 3]
+        yield running
+    finally:
+        running.stop()
+        assert not running.folder.exists()
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{running.url}/healthz", timeout=2)
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, timeout=30) as http:
+        yield http
+
+
+def test_it_says_what_it_serves(service: Service, client: httpx.Client, predictor: Predictor) -> None:
+    assert client.get("/readyz").json() == {"status": "ready", "model_version": service.model_version}
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/v1/model").json() == predictor.describe()
+    assert "/v1/recommend" in client.get("/openapi.json").json()["paths"]
+    assert client.get("/docs").status_code == 200
+    request, answer = service.probe()
+    assert request["history"] and len(answer["items"]) == 10
+
+
+def test_served_scores_are_the_predictors_in_whatever_batch(client: httpx.Client, predictor: Predictor) -> None:
+    queries = [
+        Query(events(seed, seed % 37), k=1 + seed % 50, exclude_seen=[None, True, False][seed % 3])
+        for seed in range(120)
+    ]
+    queries[5] = Query(events(5, 9), 20, None, {"category": ["toys", "garden"]})
+
+    def ask(query: Query) -> httpx.Response:
+        body = {"history": as_json(list(query.events)), "k": query.k, "filter": query.filter}
+        return client.post("/v1/recommend", json={**body, "exclude_seen": query.exclude_seen})
+
+    with ThreadPoolExecutor(16) as pool:
+        responses = list(pool.map(ask, queries))
+    for query, response in zip(queries, responses, strict=True):
+        expected = predictor.recommend([query])[0]
+        answer = response.json()
+        assert response.status_code == 200, answer
+        assert [item["item_id"] for item in answer["items"]] == expected.item_ids
+        assert [item["score"] for item in answer["items"]] == pytest.approx(expected.scores, abs=1e-5)
+        assert (answer["source"], answer["unknown_items"]) == (expected.source, expected.unknown_items)
+
+
+def test_errors_are_problems(client: httpx.Client) -> None:
+    view = {"event": "view", "item_id": "i1"}
+    cases = [
+        (client.get("/nowhere"), 404, None),
+        (client.put("/v1/recommend"), 405, None),
+        (client.post("/v1/recommend", json={"k": 51}), 422, "k"),
+        (client.post("/v1/recommend", json={"filter": {"colour": ["red"]}}), 422, "filter.colour"),
+        (client.post("/v1/recommend", json={"history": [view, {"event": "look"}]}), 422, "history.1.event"),
+        (client.post("/v1/recommend", content=b"{"), 400, None),
+        (client.post("/v1/recommend", content=b" " * (2 << 20)), 413, None),
+    ]
+    for response, status, field in cases:
+        assert response.status_code == status == response.json()["status"]
+        assert response.headers["content-type"] == "application/problem+json"
+        assert field is None or response.json()["errors"][0]["field"] == field
+
+
+def test_no_body_breaks_it(client: httpx.Client) -> None:
+    statuses = [client.post("/v1/recommend", content=body).status_code for body in BY_HAND]
+    assert set(statuses) <= {200, 400, 413, 422}
+    assert client.get("/readyz").status_code == 200
+
+
+def test_raw_bytes_that_are_hardly_http(service: Service, client: httpx.Client) -> None:
+    port = int(service.url.rsplit(":", 1)[1])
+    for raw in (
+        b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: nine\r\n\r\n{}",
+        b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /%ff%fe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"\x16\x03\x01\x00\xff\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
+            assert b" 500 " not in connection.recv(4096).split(b"\r\n")[0]
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_second_service_on_the_cluster_is_refused(service: Service, bundle: Storage) -> None:
+    with pytest.raises(UsageError, match="runs on this cluster already"):
+        server.start(bundle, "127.0.0.1", free_port())
+
+
+@pytest.mark.proof
+def test_a_killed_replica_costs_no_request_its_answer(service: Service, client: httpx.Client) -> None:
+    pid = _replica(f"ray::ServeReplica:model-{service.model_version}")
+    body = {"history": as_json(events(2, 5))}
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    statuses = []
+    while not statuses or statuses[-1] != 200:
+        response = client.post("/v1/recommend", json=body)
+        statuses.append(response.status_code)
+        assert response.status_code == 200 or response.headers["retry-after"]
+        assert time.monotonic() < deadline
+    assert set(statuses) <= {200, 503}
+    assert _replica(f"ray::ServeReplica:model-{service.model_version}") != pid
+
+
+def _replica(name: str) -> int:
+    """The process below this one whose command line begins so."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if command.startswith(name) and _is_below_this_process(int(folder.name)):
+            return int(folder.name)
+    raise AssertionError(f"no process {name}")
+
+
+def _is_below_this_process(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return False
