@@ -1,0 +1,242 @@
+"""The command line: one verb per stage, no logic.
+
+Surprising choice: every verb imports what it needs when it runs, so that ``distft --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distft.errors import EXIT_FAILED, EXIT_INTERRUPTED, DistftError
+
+if TYPE_CHECKING:
+    from distft.job import StageName
+    from distft.terminal import Terminal
+
+app = typer.Typer(
+    name="distft",
+    help="From a shop's event logs to an autoscaled recommender on a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", help="Data sets: list them, fetch one, or make one up.")
+
+JobPath = Annotated[str, typer.Argument(metavar="JOB", help="job file (YAML)")]
+BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="bundle folder or URI")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="override a job key")]
+StorageUri = Annotated[str | None, typer.Option("--storage", help="folder or URI in place of the job's storage")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, all else on stderr")]
+Force = Annotated[bool, typer.Option("--force", help="make the stage again, replacing what it left")]
+From = Annotated[str | None, typer.Option("--from", metavar="train|finetune|PATH", help="which model")]
+
+
+@contextmanager
+def _session(as_json: bool) -> Iterator[Terminal]:
+    """Turns errors into a paragraph and an exit code; an interruption (also SIGTERM) into 130."""
+    from distft.terminal import Terminal
+
+    terminal = Terminal(as_json)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield terminal
+    except DistftError as error:
+        terminal.fail(error)
+        terminal.result({"error": type(error).__name__, "message": str(error)})
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        terminal.say("Interrupted. What was finished is kept: the same command continues from there.")
+        terminal.result({"error": "Interrupted"})
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def main() -> None:
+    """Runs the command line. An error that is not ours is a defect: it keeps its trace, with exit code 3."""
+    try:
+        app()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(EXIT_FAILED)
+
+
+def _load(path: str, overrides: list[str] | None, storage: str | None) -> Any:
+    from distft.jobfile import load_job
+
+    job = load_job(path, overrides or ())
+    return job if storage is None else job.model_copy(update={"storage": storage})
+
+
+def _run(
+    terminal: Terminal, job: Any, stages: tuple[StageName, ...], force: bool = False, from_: str | None = None
+) -> dict[str, dict[str, Any]]:
+    from distft.pipeline import Context, run
+    from distft.storage import Storage
+
+    with terminal.watching() as watcher:
+        return run(Context(job, Storage(job.storage), watcher, force, from_), stages)
+
+
+@app.command()
+def check(job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False) -> None:
+    """Validate a job file and nothing else."""
+    with _session(json) as terminal:
+        checked = _load(job, set_, storage)
+        terminal.say(f"{job}: a valid job, {checked.name}: {', '.join(checked.stages)}")
+        terminal.result({"name": checked.name, "stages": checked.stages})
+
+
+@app.command()
+def schema() -> None:
+    """Print the job file's JSON Schema."""
+    from distft.jobfile import schema as job_schema
+    from distft.storage import canonical_json
+
+    sys.stdout.write(canonical_json(job_schema()).decode())
+
+
+@app.command()
+def prepare(
+    job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False, force: Force = False
+) -> None:
+    """Turn event logs into dataset/ with Ray Data."""
+    with _session(json) as terminal:
+        loaded = _load(job, set_, storage)
+        summary = _run(terminal, loaded, ("prepare",), force)["prepare"]
+        terminal.dataset(loaded.storage)
+        terminal.result(summary)
+
+
+@app.command()
+def train(
+    job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False, force: Force = False
+) -> None:
+    """Train on dataset/ with Ray Train and DeepSpeed; continues where it stopped."""
+    with _session(json) as terminal:
+        loaded = _load(job, set_, storage)
+        summary = _run(terminal, loaded, ("train",), force)["train"]
+        terminal.training(summary)
+        terminal.result(summary)
+
+
+@app.command()
+def evaluate(
+    job: JobPath,
+    set_: Overrides = None,
+    storage: StorageUri = None,
+    json: AsJson = False,
+    force: Force = False,
+    from_: From = None,
+) -> None:
+    """Score the test split: report/metrics.json and report/index.html."""
+    with _session(json) as terminal:
+        loaded = _load(job, set_, storage)
+        metrics = _run(terminal, loaded, ("evaluate",), force, from_)["evaluate"]
+        terminal.evaluation(loaded, metrics)
+        terminal.result(metrics)
+
+
+@app.command()
+def export(
+    job: JobPath,
+    set_: Overrides = None,
+    storage: StorageUri = None,
+    json: AsJson = False,
+    force: Force = False,
+    from_: From = None,
+) -> None:
+    """Write bundle/: all that a server needs."""
+    with _session(json) as terminal:
+        loaded = _load(job, set_, storage)
+        summary = _run(terminal, loaded, ("export",), force, from_)["export"]
+        terminal.say(f"bundle  {loaded.storage}/bundle")
+        terminal.result(summary)
+
+
+@app.command()
+def run(
+    job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False, force: Force = False
+) -> None:
+    """Run the job's stages in order; skips what is finished and continues what was interrupted."""
+    with _session(json) as terminal:
+        loaded = _load(job, set_, storage)
+        summaries = _run(terminal, loaded, loaded.stages, force)
+        if "prepare" in summaries:
+            terminal.dataset(loaded.storage)
+        if "train" in summaries:
+            terminal.training(summaries["train"])
+        if "evaluate" in summaries:
+            terminal.evaluation(loaded, summaries["evaluate"])
+        if "export" in summaries:
+            terminal.say(f"bundle  {loaded.storage}/bundle   (serve it: distft serve {loaded.storage}/bundle)")
+        terminal.result(summaries)
+
+
+@app.command()
+def serve(
+    bundle: BundlePath,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port")] = 8000,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="answer one request of the bundle over HTTP, then stop")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Serve a bundle over HTTP with Ray Serve until interrupted."""
+    with _session(json) as terminal:
+        from distft.serve.server import serving
+
+        with terminal.waiting("starting the service"), serving(bundle, host, port) as service:
+            terminal.say(f"serving {service.model_version} at {service.url}   (API: {service.url}/docs)")
+            if probe:
+                terminal.exchange(*service.probe())
+            else:
+                service.wait()
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data sets that fetch knows."""
+    with _session(False) as terminal:
+        from distft.data.fetch import CATALOGUE
+
+        terminal.text_table("data sets", [(entry.name, entry.title, entry.home) for entry in CATALOGUE.values()])
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    from_: Annotated[str | None, typer.Option("--from", metavar="DIR_OR_URL", help="a folder or mirror")] = None,
+) -> None:
+    """Download a data set into data/NAME, where the shipped jobs read it."""
+    with _session(False) as terminal:
+        from distft.data.fetch import fetch
+
+        with terminal.watching() as watcher:
+            fetched = fetch(name, source=from_, progress=watcher.progress)
+        terminal.say(fetched.text())
+
+
+@data_app.command("synth")
+def data_synth(
+    job: JobPath,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="folder for the files")],
+    format_: Annotated[str, typer.Option("--format", help="csv or parquet")] = "parquet",
+    set_: Overrides = None,
+) -> None:
+    """Write the events of a job's synthetic shop as files."""
+    with _session(False) as terminal:
+        from distft.data.synthesize import synthesize
+
+        loaded = _load(job, set_, None)
+        with terminal.watching() as watcher:
+            text = synthesize(loaded, out, format_, watcher.progress)
+        terminal.say(text)

@@ -1,0 +1,269 @@
+"""Runs a job's stages in order: what is finished is skipped, what was interrupted is continued.
+
+Enters: a job and the stages wanted. Leaves: the artefacts below the job's storage, and a summary of each stage.
+Surprising choice: nothing remembers what has run but the artefacts themselves. Each holds, in its manifest, the
+job keys and the input manifests that it was made from; comparing these with today's decides everything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from distft import cluster
+from distft.errors import ArtefactError, StageChangedError, UsageError
+from distft.job import Job, StageName
+from distft.lock import locked
+from distft.storage import MANIFEST, Storage
+
+MISSING = "(absent)"
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What a run tells a person while it works; every function may be called from any stage."""
+
+    stage: Callable[[str, str], None] = lambda stage, state: None
+    """(stage, "starts" | "skipped" | "done")."""
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    metrics: Callable[[Mapping[str, Any]], None] = lambda line: None
+    """One line of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One command: the job, where its artefacts are, and how it was asked for."""
+
+    job: Job
+    root: Storage
+    watcher: Watcher = field(default_factory=Watcher)
+    force: bool = False
+    from_: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: the artefact it leaves, what that depends on, and the function that makes it.
+
+    ``keys``: job keys (a leading "-" takes a key out again). ``derived``: made again without asking when only its
+    inputs changed, because it is cheap and holds no learning of its own. ``on_ray``: it needs a cluster.
+    """
+
+    artefact: str
+    kind: str
+    keys: tuple[str, ...]
+    inputs: Callable[[Context], dict[str, Any]]
+    run: Callable[[Context, dict[str, Any]], dict[str, Any]]
+    derived: bool = False
+    on_ray: bool = True
+
+
+def run(context: Context, stages: tuple[StageName, ...]) -> dict[str, dict[str, Any]]:
+    """Brings the artefacts of ``stages`` up to date; gives each stage's summary.
+
+    Raises UsageError for a stage that this version does not have, StageChangedError, LockedError, and whatever
+    the stages raise.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise UsageError(
+            f"The stages {unknown} are not part of this version",
+            f"some of {', '.join(STAGES)}",
+            "Take them out of the job's stages.",
+        )
+    summaries: dict[str, dict[str, Any]] = {}
+    with locked(context.root), ExitStack() as started:
+        context.root.sweep()
+        for name in stages:
+            summaries[name] = _bring_up_to_date(context, name, started)
+    return summaries
+
+
+def _bring_up_to_date(context: Context, name: str, started: ExitStack) -> dict[str, Any]:
+    stage = STAGES[name]
+    made_from = fingerprint(context, name)
+    state = _state(context, stage, name, made_from)
+    if state == "finished":
+        context.watcher.stage(name, "skipped")
+    else:
+        context.watcher.stage(name, "starts")
+        if stage.on_ray:
+            started.enter_context(cluster.connect())  # by the first stage that needs it; all others share it
+        stage.run(context, made_from)
+        context.watcher.stage(name, "done")
+    manifest = (context.root / stage.artefact).manifest(stage.kind)
+    return dict(manifest.info) if manifest else {}
+
+
+def fingerprint(context: Context, name: str) -> dict[str, Any]:
+    """What the artefact of a stage is made from: the job keys it declares, and its inputs."""
+    stage = STAGES[name]
+    values = context.job.model_dump(mode="json", by_alias=True)
+    keys = {key: value for key, value in _flatten(values) if _declared(key, stage.keys)}
+    return {"stage": name, "keys": keys, "inputs": stage.inputs(context)}
+
+
+def _state(context: Context, stage: Stage, name: str, made_from: dict[str, Any]) -> str:
+    """One of "finished" and "unfinished" (also: to be made again). Raises StageChangedError."""
+    artefact = context.root / stage.artefact
+    manifest = artefact.manifest(stage.kind)
+    if manifest is None:
+        return "unfinished"
+    if context.force:
+        if stage.kind == "train":
+            artefact.delete_tree()
+        return "unfinished"
+    keys = _changes(manifest.made_from.get("keys", {}), made_from["keys"])
+    inputs = _changes(manifest.made_from.get("inputs", {}), made_from["inputs"])
+    if keys or (inputs and not stage.derived):
+        changes = "; ".join([*keys, *(f"input {change}" for change in inputs)])
+        raise StageChangedError(
+            f"{artefact} was made by the stage {name} from something else: {changes}",
+            "the job that made it",
+            f"Set it back, use another --storage, or make the stage again with --force (which replaces {artefact}).",
+        )
+    if inputs or manifest.info.get("status", "finished") != "finished":
+        return "unfinished"
+    return "unfinished" if name == "train" and _wants_more(context.job, manifest.info) else "finished"
+
+
+def _wants_more(job: Job, info: Mapping[str, Any]) -> bool:
+    """True if a finished training is asked for more epochs, or for another rule of stopping early."""
+    stopping = job.train.early_stopping.model_dump(mode="json") if job.train.early_stopping else None
+    return bool(job.train.epochs > info.get("epochs_wanted", 0) or stopping != info.get("early_stopping"))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = sorted(set(before) | set(now))
+    return [
+        f"{name} was {_short(before.get(name, MISSING))}, is now {_short(now.get(name, MISSING))}"
+        for name in names
+        if before.get(name, MISSING) != now.get(name, MISSING)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def _declared(key: str, declared: tuple[str, ...]) -> bool:
+    def under(names: list[str]) -> bool:
+        return any(key == name or key.startswith(name + ".") for name in names)
+
+    removed = [name[1:] for name in declared if name.startswith("-")]
+    return under([name for name in declared if not name.startswith("-")]) and not under(removed)
+
+
+# -- the stages --------------------------------------------------------------------------------------------
+
+
+def _identity(context: Context) -> dict[str, Any]:
+    sources = context.job.data.events
+    return {f"data.events.{index}": source.open().identity() for index, source in enumerate(sources)}
+
+
+def _dataset_sha(context: Context) -> dict[str, Any]:
+    return {"dataset": _dataset(context).sha256}
+
+
+def _dataset(context: Context) -> Any:
+    manifest = (context.root / "dataset").manifest("dataset")
+    if manifest is None:
+        raise ArtefactError(f"There is no dataset at {context.root}/dataset", "", "Run 'distft prepare' first.")
+    return manifest
+
+
+def _model_inputs(context: Context) -> dict[str, Any]:
+    return {**_dataset_sha(context), "weights": trained(context).read_json(MANIFEST)["files"]}
+
+
+def _export_inputs(context: Context) -> dict[str, Any]:
+    return {**_model_inputs(context), "metrics": _metrics(context)}
+
+
+def _metrics(context: Context) -> dict[str, Any] | None:
+    report = context.root / "report"
+    value: dict[str, Any] | None = report.read_json("metrics.json") if report.exists(MANIFEST) else None
+    return value
+
+
+def trained(context: Context) -> Storage:
+    """The checkpoint or bundle that evaluate and export work on: ``--from``, else the job's last training stage.
+
+    Raises ArtefactError where nothing was trained yet.
+    """
+    source = context.from_ or ("finetune" if "finetune" in context.job.stages else "train")
+    if source not in ("train", "finetune"):
+        return Storage(source)
+    run_folder = context.root / source
+    if not run_folder.exists("best.json"):
+        raise ArtefactError(f"There is no trained model at {run_folder}", "", f"Run 'distft {source}' first.")
+    return run_folder / str(run_folder.read_json("best.json")["checkpoint"])
+
+
+def _prepare(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
+    from distft.data.prepare import prepare
+
+    return prepare(context.job, context.root, made_from, context.watcher.progress)
+
+
+def _train(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
+    from distft.train.driver import train
+
+    return vars(train(context.job, context.root, made_from, progress=context.watcher.metrics))
+
+
+def _evaluate(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
+    from distft.evaluate.evaluate import evaluate
+    from distft.report.evaluation import render
+
+    metrics, _ = evaluate(context.job, context.root / "dataset", trained(context), progress=context.watcher.progress)
+    with context.root.replacing("report") as report:
+        report.write_json("metrics.json", metrics)
+        report.write_bytes("index.html", render(context.job, context.root, metrics).encode())
+        report.write_manifest("report", made_from, metrics)
+    return metrics
+
+
+def _export(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
+    from distft.export import export
+    from distft.models.weights import read_weights
+
+    return export(context.job, context.root, read_weights(trained(context)), _metrics(context), made_from).info
+
+
+STAGES: dict[str, Stage] = {
+    "prepare": Stage("dataset", "dataset", ("seed", "data"), _identity, _prepare),
+    "train": Stage(
+        "train",
+        "train",
+        (
+            "seed",
+            "model",
+            "loss",
+            "train",
+            "evaluate.exclude_seen",
+            # How it runs, not what it learns; and how long, which may be raised.
+            *("-train.epochs", "-train.early_stopping", "-train.checkpoint", "-train.validate", "-train.zero"),
+            "-train.max_tokens_per_micro_batch",
+        ),
+        _dataset_sha,
+        _train,
+    ),
+    "evaluate": Stage("report", "report", ("evaluate", "seed"), _model_inputs, _evaluate, derived=True),
+    "export": Stage(
+        "bundle", "bundle", ("name", "evaluate", "serve"), _export_inputs, _export, derived=True, on_ray=False
+    ),
+}

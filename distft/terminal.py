@@ -1,0 +1,184 @@
+"""What a person sees: progress while a stage runs, tables at the end, one paragraph for a mistake.
+
+Progress and messages go to stderr, results to stdout; with ``--json`` stdout holds one JSON object alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from distft.errors import DistftError
+from distft.storage import Storage
+
+if TYPE_CHECKING:
+    from distft.job import Job
+    from distft.pipeline import Watcher
+
+LOG_EVERY_S = 5.0
+
+
+class Terminal:
+    """The console of one command."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.out = Console(stderr=as_json, highlight=False)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.err.print(text)
+
+    def fail(self, error: DistftError) -> None:
+        """The paragraph that a mistake gets."""
+        self.err.print(f"[bold red]error[/] {escape(str(error))}")
+
+    def result(self, value: Mapping[str, Any]) -> None:
+        """The JSON object of ``--json``: the last line on stdout."""
+        if self.as_json:
+            print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
+
+    @contextmanager
+    def watching(self) -> Iterator[Watcher]:
+        """A watcher whose progress is shown on stderr while the block runs."""
+        from distft.pipeline import Watcher
+
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal) as bars:
+            display = _Display(self, bars)
+            yield Watcher(stage=display.stage, progress=display.progress, metrics=display.metrics)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Says what takes a while before the block has its own things to say."""
+        self.say(f"{what} …")
+        yield
+
+    def exchange(self, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        """One HTTP request and its answer, as JSON."""
+        self.say(f"POST /v1/recommend {json.dumps(_shortened(request), ensure_ascii=False)}")
+        print(json.dumps(answer, ensure_ascii=False, indent=None if self.as_json else 2), flush=True)
+
+    def dataset(self, storage: str) -> None:
+        """What became of the logs' rows."""
+        from distft.report.evaluation import accounting
+
+        self.counts_table(f"dataset  {storage}/dataset", accounting(Storage(storage) / "dataset"))
+
+    def training(self, summary: Mapping[str, Any]) -> None:
+        """How far training went."""
+        names = ("epochs", "steps", "best_step", "best_metric", "stopped_early")
+        self.counts_table("training", [(name.replace("_", " "), summary.get(name)) for name in names])
+
+    def evaluation(self, job: Job, metrics: Mapping[str, Any]) -> None:
+        """The metric table, and where the report is."""
+        title = f"{metrics['split']} split, {metrics['num_targets']:,} targets, all items ranked"
+        self.metrics_table(title, metrics)
+        self.say(f"report  {job.storage}/report/index.html")
+
+    def metrics_table(self, title: str, metrics: Mapping[str, Any]) -> None:
+        """The model's metrics beside the baselines'."""
+        from distft.report.evaluation import baselines, table_rows
+
+        names = baselines(metrics)
+        table = Table(header_style="")
+        table.add_column("metric")
+        table.add_column("model", justify="right", style="bold")
+        table.add_column("95% interval", justify="right", style="dim")
+        for name in names:
+            table.add_column(name.replace("_", " "), justify="right")
+        for row in table_rows(metrics):
+            interval = "–".join(f"{bound:.4f}" for bound in row["interval"]) if row["interval"] else ""
+            others = ["–" if value is None else f"{value:.4f}" for value in row["baselines"]]
+            table.add_row(row["metric"], f"{row['model']:.4f}", interval, *others)
+        self._titled(title, table)
+
+    def _titled(self, title: str, table: Table) -> None:
+        self.out.print(f"[bold]{escape(title)}[/]", soft_wrap=True)  # rich would break a title at the table's width
+        self.out.print(table)
+
+    def text_table(self, title: str, rows: list[tuple[str, ...]]) -> None:
+        """Rows of words."""
+        table = Table(show_header=False)
+        for row in rows:
+            table.add_row(*row)
+        self._titled(title, table)
+
+    def counts_table(self, title: str, rows: list[tuple[str, Any]]) -> None:
+        """Names and numbers."""
+        table = Table(show_header=False)
+        table.add_column()
+        table.add_column(justify="right")
+        for name, value in rows:
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        self._titled(title, table)
+
+
+class _Display:
+    """Shows stages, bars and training lines; where there is no terminal, a line every few seconds."""
+
+    def __init__(self, terminal: Terminal, bars: Progress) -> None:
+        self.terminal, self.bars = terminal, bars
+        self.tasks: dict[str, TaskID] = {}
+        self.started_s = self.logged_s = time.monotonic()
+        self.valid = ""
+
+    def stage(self, name: str, state: str) -> None:
+        for task in self.tasks.values():
+            self.bars.remove_task(task)
+        self.tasks.clear()
+        if state == "starts":
+            self.started_s, self.valid = time.monotonic(), ""
+            self.terminal.say(f"[bold]{name}[/] …")
+        elif state == "skipped":
+            self.terminal.say(f"[bold]{name}[/] is up to date")
+        else:
+            self.terminal.say(f"[bold]{name}[/] done in {time.monotonic() - self.started_s:.1f} s")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self._bar(what, done, total, "")
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        if line["kind"] == "valid":
+            names = [name for name in ("ndcg@10", "hr@10", "loss") if name in line]
+            self.valid = "validation " + ", ".join(f"{name} {line[name]:.4f}" for name in names)
+            self._log(f"epoch {line['epoch']}: {self.valid}", always=True)
+        else:
+            note = f"loss {line['loss']:.3f}, {line['tokens_per_s']:,.0f} tokens/s"
+            self._bar("training steps", line["step"], line["total_steps"], f"{note}  {self.valid}")
+
+    def _bar(self, what: str, done: int, total: int, note: str) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total, note=note)
+        self.bars.update(self.tasks[what], completed=done, total=total, note=note)
+        self._log(f"{what} {done:,}/{total:,}  {note}")
+
+    def _log(self, text: str, always: bool = False) -> None:
+        """A plain line where no bar can be drawn."""
+        if self.terminal.err.is_terminal and not always:
+            return
+        if always or time.monotonic() - self.logged_s >= LOG_EVERY_S:
+            self.logged_s = time.monotonic()
+            self.terminal.say(f"  {text}")
+
+
+def _shortened(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with the middle of a long history left out."""
+    history = list(request.get("history", []))
+    shown: list[Any] = history if len(history) <= 3 else [*history[:1], f"… {len(history) - 2} more …", *history[-1:]]
+    return {**request, "history": shown}

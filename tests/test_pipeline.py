@@ -1,0 +1,166 @@
+"""The whole path on a small shop, once; then what the artefacts are, and what a second command does with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from distft.data.encode import Encoder
+from distft.data.shards import TargetReader
+from distft.errors import ArtefactError, LockedError, StageChangedError, UsageError
+from distft.job import Job
+from distft.jobfile import load_job
+from distft.lock import locked
+from distft.pipeline import STAGES, Context, Watcher, fingerprint, run
+from distft.ranking import excluded_items
+from distft.serve.golden import first_difference, read_golden
+from distft.serve.predictor import Predictor, Query
+from distft.storage import Storage
+
+pytestmark = pytest.mark.ray
+
+SMALL = [
+    "data.events.0.num_users=300",
+    "data.events.0.num_items=240",
+    "data.events.0.num_categories=4",
+    "data.events.0.num_brands=6",
+    "data.events.0.num_styles=6",
+    "data.clean={min_user_events: 2, min_item_events: 2}",
+    "train.epochs=2",
+    "train.batch_size=64",
+    "train.early_stopping=null",
+    "scaling.num_workers=1",
+    "model.dim=16",
+]
+
+
+def small_job(storage: object, *more: str) -> Job:
+    return load_job("jobs/quickstart.yaml", [*SMALL, f"storage={storage}", *more])
+
+
+def states(job: Job, *, force: bool = False, stages: tuple[str, ...] | None = None) -> list[tuple[str, str]]:
+    """Runs the job; gives what was told about its stages."""
+    told: list[tuple[str, str]] = []
+    watcher = Watcher(stage=lambda name, state: told.append((name, state)))
+    run(Context(job, Storage(job.storage), watcher, force), stages or job.stages)
+    return told
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session, tmp_path_factory):
+    """A job that ran through all its stages; tests copy it before they change it."""
+    job = small_job(tmp_path_factory.mktemp("path") / "run")
+    told = states(job)
+    assert told == [(stage, state) for stage in job.stages for state in ("starts", "done")]
+    return job
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    shutil.copytree(finished.storage, tmp_path / "run")
+    return finished.model_copy(update={"storage": str(tmp_path / "run")})
+
+
+def test_every_artefact_is_whole_and_nothing_else_is_left(finished):
+    root = Storage(finished.storage)
+    for stage in STAGES.values():
+        (root / stage.artefact).verified(stage.kind)
+    assert sorted({name.split("/")[0] for name in root.list()}) == ["bundle", "dataset", "report", "train"]
+    names = {name for name in root.list("bundle") if "/encoder/" not in name}
+    wanted = [
+        "MODEL_CARD.md",
+        "golden_requests.jsonl",
+        "job.yaml",
+        "manifest.json",
+        "metrics.json",
+        "model.safetensors",
+    ]
+    assert names == {f"bundle/{name}" for name in wanted}
+
+
+def test_metrics_are_consistent_and_the_oracle_is_best(finished):
+    metrics = Storage(finished.storage).read_json("report/metrics.json")
+    assert metrics["num_targets"] == TargetReader(Storage(finished.storage) / "dataset", "test").num_rows
+    assert set(metrics["baselines"]) == {"popularity", "recently_seen", "oracle"}
+    oracle = metrics["baselines"]["oracle"]
+    for name, values in {**metrics["baselines"], "model": metrics["model"]}.items():
+        assert values["hr@20"] <= oracle["hr@20"] + 0.05, name
+        assert values["hr@1"] == values["ndcg@1"] == values["mrr@1"]
+        assert values["hr@1"] <= values["hr@5"] <= values["hr@10"] <= values["hr@20"]
+    low, high = metrics["intervals"]["hr@10"]
+    assert low <= metrics["model"]["hr@10"] <= high
+    assert 0 < metrics["model"]["coverage@20"] <= 1
+
+
+def test_the_server_side_gives_what_the_evaluator_gave(finished):
+    bundle = Storage(finished.storage) / "bundle"
+    predictor, golden = Predictor.load(bundle), read_golden(bundle)
+    assert len(golden) == 200
+    assert first_difference(predictor, golden) is None
+
+
+def test_served_lists_have_the_evaluated_ranks(finished):
+    """The rank of every test target in the served list is the rank that the metrics were computed from."""
+    root = Storage(finished.storage)
+    encoder, predictor = Encoder.load(root / "dataset" / "encoder"), Predictor.load(root / "bundle")
+    metrics, hits, num = root.read_json("report/metrics.json"), 0, 0
+    golden = iter(read_golden(root / "bundle"))
+    for histories, targets in TargetReader(root / "dataset", "test", batch_size=200):
+        lists = predictor.recommend([Query(next(golden).query.events, k=10) for _ in range(len(histories))])
+        excluded = excluded_items(histories, finished.evaluate.exclude_seen, encoder.target_codes)
+        assert excluded is not None
+        for answer, target, out in zip(lists, targets.item, excluded, strict=True):
+            rows = encoder.item_rows(answer.item_ids)
+            assert not np.isin(rows, out).any()
+            hits, num = hits + int(target in rows), num + 1
+        break
+    assert hits / num == pytest.approx(metrics["model"]["hr@10"], abs=0.12)
+
+
+def test_a_second_run_does_nothing(copied):
+    assert states(copied) == [(stage, "skipped") for stage in copied.stages]
+
+
+def test_a_changed_key_is_refused_by_name_unless_forced(copied):
+    changed = copied.model_copy(update={"evaluate": copied.evaluate.model_copy(update={"k": (3,)})})
+    with pytest.raises(StageChangedError, match=r"evaluate\.k was \[1, 5, 10, 20\], is now \[3\].*--force"):
+        states(changed, stages=("evaluate",))
+    assert states(changed, force=True, stages=("evaluate",)) == [("evaluate", "starts"), ("evaluate", "done")]
+    assert "hr@3" in Storage(copied.storage).read_json("report/metrics.json")["model"]
+    other = copied.model_copy(update={"seed": 9})
+    with pytest.raises(StageChangedError, match="seed was 1, is now 9"):
+        states(other)
+
+
+def test_more_epochs_continue_and_the_later_stages_follow(copied):
+    more = copied.model_copy(update={"train": copied.train.model_copy(update={"epochs": 3})})
+    told = states(more)
+    assert [name for name, state in told if state == "skipped"] == ["prepare"]
+    lines = [json.loads(line) for line in Storage(more.storage).read_bytes("train/metrics.jsonl").splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == sorted(set(steps)), "no step is taken twice"
+    assert max(line["epoch"] for line in lines) == 3
+    assert states(more) == [(stage, "skipped") for stage in more.stages]
+
+
+def test_two_runs_on_one_storage_are_refused(copied):
+    with locked(Storage(copied.storage)), pytest.raises(LockedError, match="is writing to"):
+        states(copied)
+
+
+def test_stages_need_what_comes_before_them(ray_session, tmp_path):
+    job = small_job(tmp_path / "empty")
+    with pytest.raises(ArtefactError, match=r"There is no dataset at .* Run 'distft prepare' first"):
+        states(job, stages=("train",))
+    with pytest.raises(UsageError, match="'tune'"):
+        states(job, stages=("tune",))
+
+
+def test_the_fingerprint_leaves_out_what_does_not_matter(finished):
+    context = Context(finished, Storage(finished.storage))
+    keys = fingerprint(context, "train")["keys"]
+    assert {"seed", "model.dim", "train.batch_size", "train.learning_rate"} <= set(keys)
+    assert not {"train.epochs", "train.zero.stage", "train.checkpoint.keep", "scaling.num_workers"} & set(keys)
