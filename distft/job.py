@@ -129,15 +129,21 @@ class Zero(Section):
 
 
 class Validate(Section):
+    """When the validation split is scored."""
+
     every_epochs: int = Field(1, ge=1)
 
 
 class EarlyStopping(Section):
+    """When training ends before its last epoch."""
+
     metric: Metric = "ndcg@10"
     patience: int = Field(5, ge=1, description="validations without a better value before training ends")
 
 
 class Checkpoint(Section):
+    """How often a checkpoint is written, and how many are kept."""
+
     every_steps: int = Field(200, ge=1)
     keep: int = Field(2, ge=1, description="latest checkpoints kept; the best one is kept beside them")
 
@@ -201,7 +207,7 @@ class Tune(Section):
 
     num_trials: int = Field(16, ge=1)
     search: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: {
+        default={
             "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
             "train.batch_size": {"choice": [64, 128, 256]},
         },

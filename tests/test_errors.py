@@ -9,11 +9,7 @@ import pytest
 
 from distft import errors
 
-CLASSES = [
-    value
-    for value in vars(errors).values()
-    if inspect.isclass(value) and issubclass(value, errors.DistftError)
-]
+CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.DistftError)]
 
 
 @pytest.mark.parametrize("error", CLASSES)

@@ -99,7 +99,9 @@ def test_what_is_no_job_is_refused_in_words(text, expected):
 def test_overrides_reach_sections_lists_and_absent_keys():
     job = parse_job(GOOD, "job", ["train.epochs=3", "data.events.0.path=b.csv", "train.zero.stage=1", "seed=7"])
     assert (job.train.epochs, job.data.events[0].path, job.train.zero.stage, job.seed) == (3, "b.csv", 1, 7)
-    job = parse_job(GOOD, "job", ["data.target_events=[purchase]", "train.learning_rate=1e-4", "scaling.num_workers=[1, 2]"])
+    job = parse_job(
+        GOOD, "job", ["data.target_events=[purchase]", "train.learning_rate=1e-4", "scaling.num_workers=[1, 2]"]
+    )
     assert job.train.learning_rate == 1e-4 and job.scaling.worker_range == (1, 2)
 
 

@@ -96,7 +96,7 @@ def test_the_wrong_artefact_and_no_artefact_are_told_apart(root):
 
 def test_a_folder_without_permission_is_a_mistake_with_a_remedy(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be written.*--storage"):
+    with pytest.raises(StorageError, match=r"cannot be written.*--storage"):
         Storage(tmp_path / "file" / "runs").make()
 
 
