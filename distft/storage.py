@@ -4,13 +4,12 @@ Enters: paths relative to a root. Leaves: bytes, whole or not at all. A file is 
 renamed; a folder is an artefact only through its ``manifest.json``, which is written last and lists every file
 with its SHA-256: what no manifest lists does not exist.
 
-Surprising choice: a local artefact that replaces another is exchanged with it in one system call
-(``renameat2``), so that a reader finds the old one or the new one at every moment.
+Surprising choice: a local artefact that replaces another is exchanged with it in one system call, so that a
+reader finds the old one or the new one at every moment.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import json
@@ -24,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from distft import __version__
+from distft import __version__, atomic
 from distft.errors import ArtefactError, StorageError
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 1 << 22
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_AT_FDCWD = -100
 
 
 def canonical_json(value: Any) -> bytes:
@@ -153,7 +150,7 @@ class Storage:
         """Writes a file whole or not at all. Raises StorageError."""
         if self.is_local:
             with _explained(self.uri):
-                _write_local(Path(self.uri) / name, data)
+                atomic.write_local(Path(self.uri) / name, data)
             return
         system, root = self.filesystem()
         with _explained(self.uri), system.open_output_stream(f"{root}/{name}") as stream:
@@ -282,8 +279,8 @@ class Storage:
             if not staging.exists(MANIFEST):
                 raise AssertionError(f"{name}: an artefact is committed with its manifest")
             if self.is_local:
-                _fsync_tree(staging.path)
-                _exchange(staging.path, self.path / name)
+                atomic.fsync_tree(staging.path)
+                atomic.exchange(staging.path, self.path / name)
             else:
                 _publish(staging, self / name)
         finally:
@@ -308,56 +305,6 @@ def _explained(uri: str) -> Iterator[None]:
         else:
             remedy = "Check the path, or choose another folder with --storage."
         raise StorageError(f"{uri} cannot be written: {error.strerror or error}", "", remedy) from error
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        with open(beside, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fsync_tree(root: Path) -> None:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            _fsync(Path(folder) / name)
-        _fsync(Path(folder))
-
-
-def _exchange(staging: Path, target: Path) -> None:
-    """Puts ``staging`` in the place of ``target``; what stood there is then at ``staging``."""
-    if not target.exists():
-        os.rename(staging, target)
-    elif not _renameat2(staging, target):
-        aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-        os.rename(target, aside)
-        os.rename(staging, target)
-        shutil.rmtree(aside, ignore_errors=True)
-    _fsync(target.parent)
-
-
-def _renameat2(first: Path, second: Path) -> bool:
-    """Exchanges two folders in one step; False where the kernel or the file system cannot."""
-    try:
-        call = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    return bool(call(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE) == 0)
 
 
 def _publish(staging: Storage, target: Storage) -> None:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "distft"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS: list[list[str]] = [
-    ["errors", "schema", "storage", "lock", "component", "cluster", "job", "jobfile"],
+    ["errors", "schema", "atomic", "storage", "lock", "component", "cluster", "job", "jobfile"],
     ["data", "models", "losses", "evaluate.metrics", "topk"],
     ["ranking"],
     ["train", "evaluate", "export", "report"],
