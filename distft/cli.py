@@ -40,8 +40,11 @@ Force = Annotated[bool, typer.Option("--force", help="make the stage again, repl
 From = Annotated[str | None, typer.Option("--from", metavar="train|finetune|PATH", help="which model")]
 
 
+INTERRUPTED = "Interrupted. What was finished is kept: the same command continues from there."
+
+
 @contextmanager
-def _session(as_json: bool) -> Iterator[Terminal]:
+def _session(as_json: bool, interrupted: str = INTERRUPTED) -> Iterator[Terminal]:
     """Turns errors into a paragraph and an exit code; an interruption (also SIGTERM) into 130."""
     from distft.terminal import Terminal
 
@@ -54,7 +57,7 @@ def _session(as_json: bool) -> Iterator[Terminal]:
         terminal.result({"error": type(error).__name__, "message": str(error)})
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        terminal.say("Interrupted. What was finished is kept: the same command continues from there.")
+        terminal.say(interrupted)
         terminal.result({"error": "Interrupted"})
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -191,7 +194,7 @@ def serve(
     json: AsJson = False,
 ) -> None:
     """Serve a bundle over HTTP with Ray Serve until interrupted."""
-    with _session(json) as terminal:
+    with _session(json, "Stopped.") as terminal:
         from distft.serve.server import serving
 
         with terminal.waiting("starting the service"), serving(bundle, host, port) as service:

@@ -54,18 +54,17 @@ def connect(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
     for name, value in {**QUIET, **SERVE}.items():
         os.environ.setdefault(name, value)
     with ExitStack() as undo:
-        if remote:
-            ray.init(address=remote, **LOGGING)
-        else:
-            folder = undo.enter_context(_scratch())
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=folder,
-                **LOGGING,
-            )
+        options: dict[str, Any] = {"address": remote}
+        if not remote:
+            options = {
+                "address": "local",
+                "num_cpus": num_cpus,
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "_temp_dir": undo.enter_context(_scratch()),
+            }
+        with _own_sigterm():
+            ray.init(**options, **LOGGING)
         undo.callback(_end)
         yield ray.cluster_resources()
 
@@ -75,6 +74,13 @@ def _end() -> None:
 
     with _deaf_to_interrupts():
         ray.shutdown()
+
+
+def logs_folder() -> str:
+    """Where Ray writes its logs, on the machine that runs the head."""
+    import ray
+
+    return str(ray.worker.global_worker.node.get_logs_dir_path()) if ray.is_initialized() else "Ray's session folder"
 
 
 @contextmanager
@@ -112,6 +118,16 @@ def quiet_data() -> Iterator[None]:
         finally:
             settings.enable_progress_bars = bars
             logger.setLevel(level)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray puts a handler of its own in place, which ends the process without cleaning up."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if main:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def render(job: Job, root: Storage, metrics: Mapping[str, Any]) -> str:
         job=job,
         job_yaml=dump_job(job),
         metrics=metrics,
+        excluded=EXCLUDED[metrics["exclude_seen"]],
         num_items=max(0, info.get("num_items", 2) - 2),
         baselines=baselines(metrics),
         rows=table_rows(metrics),
@@ -37,6 +38,11 @@ def render(job: Job, root: Storage, metrics: Mapping[str, Any]) -> str:
     )
 
 
+EXCLUDED = {
+    "all": ", without those of the history",
+    "targets": ", without those of the history's target events",
+    "none": "",
+}
 BASELINES = ("popularity", "recently_seen", "oracle")
 SHOWN = ("hr", "ndcg", "mrr", "coverage")
 

@@ -11,6 +11,7 @@ import asyncio
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 
 from distft import __version__
@@ -40,7 +41,8 @@ class Backend(Protocol):
 
 def build_api(backend: Backend) -> FastAPI:
     """The ASGI application that serves a backend."""
-    api = FastAPI(title="distft", description="Recommendations for a shop.", version=__version__, redoc_url=None)
+    # Its pages bring their script along: a service in a closed network has them too, and no stranger's code runs.
+    api = FastAPIOffline(title="distft", description="Recommendations for a shop.", version=__version__, redoc_url=None)
     problems.answer_problems(api)
     _add_status(api, backend)
     _add_recommend(api, backend)

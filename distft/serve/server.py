@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import socket
 import tempfile
 import threading
@@ -23,7 +22,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from distft import cluster
@@ -77,13 +75,10 @@ class Service:
 def serving(
     bundle: str, host: str = "127.0.0.1", port: int = 8000, progress: Progress | None = None
 ) -> Iterator[Service]:
-    """Runs the block with the service of a bundle up, on an embedded Ray or the cluster of the environment.
-
-    A SIGTERM ends the block like an interrupt, so that nothing is left behind.
-    """
+    """Runs the block with the service of a bundle up, on an embedded Ray or the cluster of the environment."""
     check_port(host, port)
     Storage(bundle).verified("bundle")
-    with cluster.connect(), _ended_by_sigterm():  # in this order: Ray sets a handler of its own that aborts
+    with cluster.connect():
         service = start(Storage(bundle), host, port, progress)
         try:
             yield service
@@ -212,19 +207,3 @@ def _reachable(host: str) -> str:
     """The host as this machine reaches it, as a URL has it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

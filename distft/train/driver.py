@@ -21,6 +21,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from distft import cluster
 from distft.errors import ArtefactError, DistftError, TrainingError, UsageError
 from distft.job import Job, Scaling
 from distft.jobfile import dump_job
@@ -181,7 +182,7 @@ def _explained(error: ray.train.TrainingFailedError) -> DistftError:
     first = failures[min(failures)] if failures else getattr(error, "controller_failure", error)
     lines = [line for line in str(first).splitlines() if line.strip()] or [type(first).__name__]
     who = f"Worker {min(failures)}" if failures else "The training"
-    logs = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "session_latest", "logs", "train")
+    logs = os.path.join(cluster.logs_folder(), "train")
     return TrainingError(
         f"{who} failed: {lines[-1].strip()}",
         "",
