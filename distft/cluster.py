@@ -7,6 +7,7 @@ block. Surprising choice: never ``address="auto"``, which may attach to somebody
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 from distft.errors import RunError
@@ -72,8 +73,13 @@ def connect(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
 def _end() -> None:
     import ray
 
-    with _deaf_to_interrupts():
+    with _deaf_to_interrupts(), hushed():
         ray.shutdown()
+
+
+def hushed() -> AbstractContextManager[Any]:
+    """For a block that ends actors: Ray tells of their end on this process's stdout as if something had failed."""
+    return redirect_stdout(io.StringIO())
 
 
 def logs_folder() -> str:

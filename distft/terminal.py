@@ -72,7 +72,9 @@ class Terminal:
     def exchange(self, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """One HTTP request and its answer, as JSON."""
         self.say(f"POST /v1/recommend {json.dumps(_shortened(request), ensure_ascii=False)}")
-        print(json.dumps(answer, ensure_ascii=False, indent=None if self.as_json else 2), flush=True)
+        text = json.dumps(answer, ensure_ascii=False)
+        # One item a line: indented all the way, ten items would fill a screen.
+        print(text if self.as_json else text.replace("{\"item_id\"", "\n  {\"item_id\""), flush=True)
 
     def dataset(self, storage: str) -> None:
         """What became of the logs' rows."""

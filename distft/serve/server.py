@@ -157,7 +157,8 @@ def proxy_environment(folder: Path) -> dict[str, str]:
 def _shutdown(folder: Path) -> None:
     from distft.serve import app
 
-    app.shutdown()
+    with cluster.hushed():
+        app.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 
