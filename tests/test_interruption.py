@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tests.test_pipeline import SMALL
 
 pytestmark = pytest.mark.proof
 
-SECONDS_INTO = {"prepare": 3.0, "train": 14.0, "evaluate": 1.5, "export": 0.0}
+SECONDS_INTO = {"prepare": 3.0, "train": 14.0, "evaluate": 1.5}
 
 
 def start(storage: Path) -> subprocess.Popen[str]:
@@ -35,8 +34,8 @@ def interrupt_in(process: subprocess.Popen[str], stage: str) -> str:
     for line in process.stderr:
         said.append(line)
         if line.startswith(f"{stage} …"):
-            timer = threading.Timer(SECONDS_INTO[stage], process.send_signal, [signal.SIGINT])
-            timer.start()
+            time.sleep(SECONDS_INTO[stage])
+            process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
     return "".join(said)
 
@@ -53,8 +52,8 @@ def offspring(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def test_ctrl_c_in_each_stage_keeps_what_was_finished(tmp_path):
     storage = tmp_path / "run"
     for stage in ("prepare", "train", "evaluate"):
-        process = start(storage)
-        said = interrupt_in(process, stage)
+        with start(storage) as process:
+            said = interrupt_in(process, stage)
         assert process.returncode == 130, said
         assert "Traceback" not in said
         assert "Interrupted" in said
@@ -65,8 +64,8 @@ def test_ctrl_c_in_each_stage_keeps_what_was_finished(tmp_path):
         for done in STAGES.values():
             if done.kind != "train" and (storage / done.artefact).exists():
                 Storage(storage / done.artefact).verified(done.kind)
-    process = start(storage)
-    out, said = process.communicate(timeout=200)
+    with start(storage) as process:
+        out, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
     assert "prepare is up to date" in said
     assert "train is up to date" in said

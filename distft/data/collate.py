@@ -21,50 +21,25 @@ def history_batch(histories: Histories, max_history: int, has_clock: bool) -> Ba
     return _pad(histories, start, end, has_clock)
 
 
-def train_batch(
-    histories: Histories, max_history: int, has_clock: bool, target_codes: NDArray[np.int8], baskets: bool = False
-) -> Batch:
+def train_batch(histories: Histories, max_history: int, has_clock: bool, target_codes: NDArray[np.int8]) -> Batch:
     """All events but the last as inputs; each position's target is the event after it.
 
     Only events of the target types on known items are targets; a history of n events gives at most
-    min(n - 1, max_history) of them, the latest. With ``baskets``, events of one timestamp are one basket, and a
-    position's target is an event of the basket after its own: see ``_following``.
+    min(n - 1, max_history) of them, the latest.
     """
     end = np.maximum(histories.offsets[1:] - 1, histories.offsets[:-1])
     start = np.maximum(histories.offsets[:-1], end - max_history)
     batch = _pad(histories, start, end, has_clock)
-    if not len(histories.item_row):
-        return batch
     index_BL, valid_BL = _positions(start, end)
-    following = _following(histories) if baskets else np.arange(1, len(histories.item_row) + 1)
-    following_BL = np.where(valid_BL, following[index_BL], 0)
-    valid_BL &= following_BL < histories.offsets[1:, None]
-    following_BL = np.where(valid_BL, following_BL, 0)
-    item_BL = histories.item_row[following_BL]
-    wanted_BL = valid_BL & (item_BL >= NUM_RESERVED) & np.isin(histories.event[following_BL], target_codes)
-    batch.target_BL = torch.from_numpy(np.where(wanted_BL, item_BL, PAD).astype(np.int64))
-    if len(histories.value):
-        value_BL = np.where(wanted_BL, histories.value[following_BL], np.float32(0))
-        batch.target_value_BL = torch.from_numpy(value_BL.astype(np.float32))
+    following_BL = np.where(valid_BL, index_BL + 1, 0)
+    if len(histories.item_row):
+        item_BL = histories.item_row[following_BL]
+        wanted_BL = valid_BL & (item_BL >= NUM_RESERVED) & np.isin(histories.event[following_BL], target_codes)
+        batch.target_BL = torch.from_numpy(np.where(wanted_BL, item_BL, PAD).astype(np.int64))
+        if len(histories.value):
+            value_BL = np.where(wanted_BL, histories.value[following_BL], np.float32(0))
+            batch.target_value_BL = torch.from_numpy(value_BL.astype(np.float32))
     return batch
-
-
-def _following(histories: Histories) -> NDArray[np.int64]:
-    """For every event, the one that it is to predict: of the next basket, the event at its own place in its basket.
-
-    In a test, a target's history ends before its basket, so a model that had learnt to complete baskets would be
-    asked something it never saw. A basket longer than the one before it gives its first events only; a shorter one
-    is gone through again. Where all timestamps differ this is the next event.
-    """
-    num_events = len(histories.item_row)
-    first = np.zeros(num_events + 1, np.bool_)
-    first[1:num_events] = np.diff(histories.time_ms) != 0
-    first[histories.offsets] = True
-    starts = np.flatnonzero(first)  # of each basket, and the end of the last
-    basket = np.cumsum(first[:num_events]) - 1
-    place = np.arange(num_events) - starts[basket]
-    sizes = np.append(np.diff(starts), 1)
-    return np.asarray(starts[basket + 1] + place % sizes[basket + 1], np.int64)
 
 
 def _positions(start: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -105,9 +105,6 @@ class Loop:
             max_history=job.model.max_history,
         )
         self.empty = concat([])
-        # Unless the log's order within one timestamp is real, such events are a basket, in training as in the split.
-        split = job.data.split
-        self.baskets = not (split.by == "leave_one_out" and split.ties == "ordered")
         self.total_steps = job.train.epochs * self.reader.steps_per_epoch
         found = newest(self.folder)
         self.progress = found.progress if found else Progress()
@@ -182,8 +179,7 @@ class Loop:
 
     def _collate(self, histories: Histories) -> Batch:
         encoder = self.encoder
-        clock, codes = encoder.has_clock, encoder.target_codes
-        return train_batch(histories, self.job.model.max_history, clock, codes, baskets=clock and self.baskets)
+        return train_batch(histories, self.job.model.max_history, encoder.has_clock, encoder.target_codes)
 
     # -- validation ----------------------------------------------------------------------------------------
 

@@ -72,25 +72,3 @@ def test_empty_histories_make_an_empty_batch_with_one_padded_position():
     assert batch.length_B.tolist() == [0, 0]
     assert not batch.target_BL.any()
     assert train_batch(histories([]), 10, True, np.array([PURCHASE], np.int8)).item_BL.shape == (0, 1)
-
-
-def test_a_basket_predicts_the_next_one_and_never_itself():
-    baskets = [(5, 0), (6, 0), (7, 60), (8, 60), (9, 60), (10, 120)]
-    history = one([(item, PURCHASE, time) for item, time in baskets])
-    batch = train_batch(history, 10, True, np.array([PURCHASE], np.int8), baskets=True)
-    assert batch.item_BL.tolist() == [[5, 6, 7, 8, 9]]
-    assert batch.target_BL.tolist() == [[7, 8, 10, 10, 10]]
-
-
-def test_the_last_basket_has_nothing_to_predict():
-    history = one([(5, PURCHASE, 0), (6, PURCHASE, 60), (7, PURCHASE, 60)])
-    batch = train_batch(history, 10, True, np.array([PURCHASE], np.int8), baskets=True)
-    assert batch.target_BL.tolist() == [[6, 0]]
-
-
-def test_where_all_timestamps_differ_baskets_change_nothing():
-    several = histories([7, 1, 0, 12])
-    codes = np.array([PURCHASE], np.int8)
-    plain, basket = (train_batch(several, 5, True, codes, baskets=flag) for flag in (False, True))
-    for (name, left), (_, right) in zip(plain.tensors(), basket.tensors(), strict=True):
-        assert torch.equal(left, right), name
