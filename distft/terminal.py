@@ -74,7 +74,8 @@ class Terminal:
         self.say(f"POST /v1/recommend {json.dumps(_shortened(request), ensure_ascii=False)}")
         text = json.dumps(answer, ensure_ascii=False)
         # One item a line: indented all the way, ten items would fill a screen.
-        print(text if self.as_json else text.replace("{\"item_id\"", "\n  {\"item_id\""), flush=True)
+        lines = text.replace('[{"item_id"', '[\n  {"item_id"').replace(', {"item_id"', ',\n  {"item_id"')
+        print(text if self.as_json else lines, flush=True)
 
     def dataset(self, storage: str) -> None:
         """What became of the logs' rows."""
@@ -127,7 +128,7 @@ class Terminal:
         table.add_column()
         table.add_column(justify="right")
         for name, value in rows:
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+            table.add_row(name, _shown(value))
         self._titled(title, table)
 
 
@@ -177,6 +178,12 @@ class _Display:
         if always or time.monotonic() - self.logged_s >= LOG_EVERY_S:
             self.logged_s = time.monotonic()
             self.terminal.say(f"  {text}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _shortened(request: Mapping[str, Any]) -> dict[str, Any]:
