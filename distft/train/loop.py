@@ -35,7 +35,7 @@ from distft.train.step import RankTargets, Step, StepResult, train_step
 
 BEST = "best.json"
 LOG_STEPS = 50
-VALID_TOKENS = 65_536
+VALID_TOKENS = 16_384
 Report = Callable[[dict[str, Any]], None]
 
 
