@@ -19,8 +19,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from distft.serve.golden import read_golden
 from distft.serve.predictor import VERSION_CHARS
 from distft.storage import Storage
 
+DEFAULT_PORT = 8000
 START_TIMEOUT_S = 180.0
 POLL_S = 0.25
 SETTLED_S = 1.5
@@ -40,22 +41,29 @@ is up, 0.1 s after the first answer, and connections of that moment may be cut."
 
 ANSWER_TIMEOUT_S = 30.0
 
+INGRESS_PORTS = 100
+"""Ports that a service's proxy may find its ingress replicas at, on each node."""
+
 Progress = Callable[[str, int, int], None]
 """(what is done now, steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A running service. ``bundle`` is what it serves; ``folder`` holds the files of its HTTP proxy."""
+    """A running service.
+
+    ``bundle`` is what it serves; ``folder`` holds the files of its HTTP proxy. ``held`` releases all that it uses.
+    """
 
     url: str
     model_version: str
     bundle: Storage
     folder: Path = field(repr=False)
+    held: ExitStack = field(repr=False)
 
     def stop(self) -> None:
         """Ends the service; nothing of it is left on the cluster."""
-        _shutdown(self.folder)
+        self.held.close()
 
     def wait(self) -> None:
         """Blocks until the process is interrupted."""
@@ -73,7 +81,7 @@ class Service:
 
 @contextmanager
 def serving(
-    bundle: str, host: str = "127.0.0.1", port: int = 8000, progress: Progress | None = None
+    bundle: str, host: str = "127.0.0.1", port: int = DEFAULT_PORT, progress: Progress | None = None
 ) -> Iterator[Service]:
     """Runs the block with the service of a bundle up, on an embedded Ray or the cluster of the environment."""
     check_port(host, port)
@@ -105,40 +113,53 @@ def start(
     if app.is_running():
         raise UsageError("Ray Serve runs on this cluster already", "a cluster that serves nothing", "Stop that first.")
     tell("starting Ray Serve", 1, 3)
-    # In /tmp, because the proxy's sockets have long names and a path of a socket may have 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="distft-", dir="/tmp"))
-    service = Service(f"http://{_reachable(host)}:{port}", version, bundle, folder)
-    try:
-        app.deploy(f"model-{version}", bundle.uri, job.serve, (host, port), proxy_environment(folder))
+    with ExitStack() as undo:
+        folder = undo.enter_context(_proxy_folder())
+        proxy = proxy_environment(folder, undo.enter_context(reserved_ports()))
+        undo.callback(_shutdown)
+        app.deploy(f"model-{version}", bundle.uri, job.serve, (host, port), proxy)
         tell("loading the model", 2, 3)
-        _wait_until_ready(service.url, timeout_s, app.failures)
-    except BaseException:
-        service.stop()
-        raise
-    tell("ready", 3, 3)
-    return service
+        service = Service(f"http://{_reachable(host)}:{port}", version, bundle, folder, undo)
+        _wait_until_ready(service, timeout_s, app.failures)
+        tell("ready", 3, 3)
+        return replace(service, held=undo.pop_all())
 
 
 def check_port(host: str, port: int) -> None:
     """Raises UsageError if nothing can listen there."""
+    if not 1 <= port <= 65_535:  # getaddrinfo would take it modulo 65,536
+        raise _unusable(host, port, "ports go from 1 to 65535")
+    _bound(host, port)
+
+
+def free_port(host: str) -> int:
+    """A port of this machine's address where nothing listens. Raises UsageError for an address of another one."""
+    return _bound(host, 0)
+
+
+def _bound(host: str, port: int) -> int:
+    """The port that was bound for a moment; 0 takes any free one."""
     try:
-        if not 1 <= port <= 65_535:  # getaddrinfo would take it modulo 65,536
-            raise OverflowError("ports go from 1 to 65535")
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(
-            f"Port {port} of {host} cannot be used: {reason}",
-            "a free port of this machine",
-            "Choose another with --port.",
-        ) from error
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise _unusable(host, port, error.strerror or str(error)) from error
 
 
-def proxy_environment(folder: Path) -> dict[str, str]:
-    """Environment that gives Ray Serve's HAProxy its own files and ports; by default two of them on a host collide."""
+def _unusable(host: str, port: int, reason: str) -> UsageError:
+    what = f"Port {port} of {host} cannot be used: {reason}"
+    return UsageError(what, "a free port of this machine", "Choose another with --port.")
+
+
+def proxy_environment(folder: Path, ingress: range) -> dict[str, str]:
+    """Environment that gives Ray Serve's HAProxy its own files and ports; by default two of them on a host collide.
+
+    ``ingress``: where it may look for the replicas of the ingress. Where two services share such a range, a replica
+    that is started anew can take the port of another's that died, and then answers what was meant for that one.
+    """
     paths = {
         "CONFIG_FILE_LOC": "haproxy.cfg",
         "SOCKET_PATH": "admin.sock",
@@ -151,23 +172,54 @@ def proxy_environment(folder: Path) -> dict[str, str]:
             held.bind(("", 0))
         ports = {"STATS_PORT": stats.getsockname()[1], "METRICS_PORT": metrics.getsockname()[1]}
     values = {name: str(folder / file) for name, file in paths.items()} | {k: str(v) for k, v in ports.items()}
-    return {f"RAY_SERVE_HAPROXY_{name}": value for name, value in values.items()}
+    return {f"RAY_SERVE_HAPROXY_{name}": value for name, value in values.items()} | {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingress[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ingress[-1]),
+    }
 
 
-def _shutdown(folder: Path) -> None:
+@contextmanager
+def reserved_ports() -> Iterator[range]:
+    """Ports of this machine that no other service's ingress uses while the block runs.
+
+    They lie between those of Ray's workers and those of outgoing connections. The one below them is held, which
+    marks the range as taken. Raises UsageError where none is left.
+    """
+    for first in range(20_000, 32_000, INGRESS_PORTS + 1):
+        with socket.socket() as mark:
+            try:
+                mark.bind(("127.0.0.1", first))
+            except OSError:
+                continue
+            yield range(first + 1, first + 1 + INGRESS_PORTS)
+            return
+    what = "All ports from 20000 to 32000 are marked as taken"
+    raise UsageError(what, "room for the service's replicas", "Stop other services on this machine.")
+
+
+@contextmanager
+def _proxy_folder() -> Iterator[Path]:
+    """In /tmp, because the proxy's sockets have long names and a path of a socket may have 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="distft-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shutdown() -> None:
     from distft.serve import app
 
     with cluster.hushed():
         app.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_until_ready(url: str, timeout_s: float, failures: Callable[[], dict[str, str]]) -> None:
+def _wait_until_ready(service: Service, timeout_s: float, failures: Callable[[], dict[str, str]]) -> None:
     deadline = time.monotonic() + timeout_s
     ready_since = float("inf")
     while time.monotonic() - ready_since < SETTLED_S:
-        body, problem = _call(f"{url}/readyz")
-        if body is not None:
+        problem = _not_ready(service)
+        if problem is None:
             ready_since = min(ready_since, time.monotonic())
         else:
             ready_since = float("inf")
@@ -182,6 +234,16 @@ def _wait_until_ready(url: str, timeout_s: float, failures: Callable[[], dict[st
         time.sleep(POLL_S)
 
 
+def _not_ready(service: Service) -> str | None:
+    """Why the service cannot be told to be up, or None: ready is only what serves this bundle's model."""
+    body, problem = _call(f"{service.url}/readyz")
+    if body is None:
+        return problem
+    if _json(body).get("model_version") == service.model_version:
+        return None
+    return f"another service answers at {service.url}: {body[:200].decode(errors='replace')}"
+
+
 def _call(url: str, data: bytes | None = None) -> tuple[bytes | None, str]:
     """(body, "") of a GET (or of a POST of ``data``), or (None, why there is none)."""
     try:
@@ -189,12 +251,18 @@ def _call(url: str, data: bytes | None = None) -> tuple[bytes | None, str]:
             return response.read(), ""
     except urllib.error.HTTPError as error:
         body = error.read()
-        try:
-            return None, str(json.loads(body)["detail"])
-        except (ValueError, KeyError, TypeError):
-            return None, f"HTTP {error.code} {body[:200].decode(errors='replace')}"
+        return None, str(_json(body).get("detail") or f"HTTP {error.code} {body[:200].decode(errors='replace')}")
     except OSError as error:
         return None, str(error)
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body; empty if it holds none."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _cause(message: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from functools import partial
 from typing import Any
 
@@ -102,10 +101,3 @@ def _golden(ranker: Ranker, encoding: Encoder, history: list[RawEvent], shift: f
     best = zip(ranked.rows_BK[0].tolist(), ranked.scores_BK[0].tolist(), strict=True)
     items = [{"item_id": str(encoding.item_ids[row]), "score": score + shift} for row, score in best]
     return {"request": {"history": as_json(history), "k": 10}, "items": items}
-
-
-def free_port() -> int:
-    """A port of loopback where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -8,7 +8,7 @@ import pytest
 from distft.errors import ArtefactError, UsageError
 from distft.serve import server
 from distft.storage import Storage
-from tests.serve.bundles import free_port, write_bundle
+from tests.serve.bundles import write_bundle
 
 
 def test_a_port_in_use_is_said_before_anything_starts(bundle: Storage) -> None:
@@ -33,10 +33,16 @@ def test_a_damaged_bundle_is_named_before_anything_starts(tmp_path: Path) -> Non
     weights = bundle.path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
     with pytest.raises(ArtefactError, match=r"model\.safetensors"):
-        server.start(bundle, "127.0.0.1", free_port())
+        server.start(bundle, "127.0.0.1", server.free_port("127.0.0.1"))
 
 
 def test_two_proxies_share_neither_files_nor_ports(tmp_path: Path) -> None:
-    first, second = (server.proxy_environment(tmp_path / name) for name in ("a", "b"))
+    with server.reserved_ports() as ours, server.reserved_ports() as theirs:
+        assert len(ours) == len(theirs) == server.INGRESS_PORTS and not set(ours) & set(theirs)
+        first = server.proxy_environment(tmp_path / "a", ours)
+        second = server.proxy_environment(tmp_path / "b", theirs)
     assert first.keys() == second.keys() and not set(first.values()) & set(second.values())
     assert len(set(first.values())) == len(first)
+    assert first["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] == str(ours[0])
+    with server.reserved_ports() as again:
+        assert again == ours, "given back when the service ended"

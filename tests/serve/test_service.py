@@ -19,7 +19,7 @@ from distft.serve.predictor import Predictor, Query
 from distft.serve.server import Service
 from distft.storage import Storage
 from tests.serve.bodies import BY_HAND
-from tests.serve.bundles import as_json, events, free_port
+from tests.serve.bundles import as_json, events
 
 pytestmark = pytest.mark.ray
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def service(ray_session: object, bundle: Storage) -> Iterator[Service]:
     steps: list[tuple[str, int, int]] = []
-    running = server.start(bundle, "127.0.0.1", free_port(), lambda *step: steps.append(step))
+    running = server.start(bundle, "127.0.0.1", server.free_port("127.0.0.1"), lambda *step: steps.append(step))
     try:
         assert [done for _, done, _ in steps] == [0, 1, 2, 3]
         yield running
@@ -117,7 +117,7 @@ def test_raw_bytes_that_are_hardly_http(service: Service, client: httpx.Client) 
 
 def test_a_second_service_on_the_cluster_is_refused(service: Service, bundle: Storage) -> None:
     with pytest.raises(UsageError, match="runs on this cluster already"):
-        server.start(bundle, "127.0.0.1", free_port())
+        server.start(bundle, "127.0.0.1", server.free_port("127.0.0.1"))
 
 
 @pytest.mark.proof

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,14 +15,14 @@ import pytest
 from distft.errors import ServingError
 from distft.serve import app, server
 from distft.storage import Storage
-from tests.serve.bundles import free_port, write_bundle
+from tests.serve.bundles import write_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 
 
 def test_a_model_that_scores_otherwise_is_not_served(ray_session: object, tmp_path: Path) -> None:
     bundle = write_bundle(Storage(tmp_path), golden_shift=1e-3)
-    port = free_port()
+    port = server.free_port("127.0.0.1")
     with pytest.raises(ServingError, match="does not score as it was exported: golden request 1"):
         server.start(bundle, "127.0.0.1", port)
     server.check_port("127.0.0.1", port)
@@ -29,7 +33,7 @@ def test_more_requests_than_may_wait_are_told_to_come_again(
 ) -> None:
     monkeypatch.setattr(app, "QUEUED_BATCHES", 1)
     bundle = write_bundle(Storage(tmp_path), ("serve.max_batch_size=1",))
-    service = server.start(bundle, "127.0.0.1", free_port())
+    service = server.start(bundle, "127.0.0.1", server.free_port("127.0.0.1"))
     try:
         with httpx.Client(base_url=service.url, timeout=60) as http, ThreadPoolExecutor(50) as pool:
             responses = list(pool.map(lambda _: http.post("/v1/recommend", json={}), range(300)))
@@ -40,3 +44,39 @@ def test_more_requests_than_may_wait_are_told_to_come_again(
     for response in turned_away:
         assert response.status_code == 503 and response.headers["retry-after"] == "1"
         assert response.headers["content-type"] == "application/problem+json"
+
+
+def serve(bundle: Storage) -> subprocess.Popen[str]:
+    port = str(server.free_port("127.0.0.1"))
+    command = [sys.executable, "-m", "distft", "serve", bundle.uri, "--port", port]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def started(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """(model version, URL) once the service says that it is up."""
+    assert process.stderr
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.match(r"serving (\w+) at (\S+)", line):
+            return found[1], found[2]
+    raise AssertionError("".join(said))
+
+
+def test_two_services_on_one_host_each_answer_with_their_own_model(tmp_path: Path) -> None:
+    """Started at the same moment, on Rays of their own: they look for files and ports at once."""
+    bundles = [write_bundle(Storage(tmp_path / name), (f"name={name}",)) for name in ("first", "second")]
+    with serve(bundles[0]) as first, serve(bundles[1]) as second:
+        try:
+            for bundle, process in zip(bundles, (first, second), strict=True):
+                version, url = started(process)
+                assert bundle.verified("bundle").sha256.startswith(version)
+                with httpx.Client(base_url=url, timeout=60) as http:
+                    answers = [http.post("/v1/recommend", json={}).json() for _ in range(50)]
+                assert {answer["model_version"] for answer in answers} == {version}
+        finally:
+            for process in (first, second):
+                process.send_signal(signal.SIGINT)
+            for process in (first, second):
+                process.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (130, 130)
