@@ -82,7 +82,7 @@ class Saver:
         self.attempt = _from_first(uuid.uuid4().hex[:8])
 
     def save(self, progress: Progress) -> str:
-        """Commits a checkpoint of this moment, then removes those that are no longer kept; gives its name.
+        """Commits a checkpoint of this moment and gives its name.
 
         Collective: every rank calls it at the same step. When it returns, the checkpoint is committed.
         """
@@ -93,7 +93,6 @@ class Saver:
         dist.all_gather_object(gathered, mine)
         if self.engine.rank == 0:
             self._commit(storage, progress, gathered)
-            self._rotate(name, progress)
         dist.barrier()
         return name
 
@@ -151,15 +150,16 @@ class Saver:
             if name not in files and name != MANIFEST:
                 storage.delete(name)
 
-    def _rotate(self, newest: str, progress: Progress) -> None:
-        """Keeps the latest ``keep`` committed checkpoints and the best one; only a new commit makes others go.
+    def rotate(self, progress: Progress) -> None:
+        """Removes what is no longer kept beside the checkpoint just saved: the latest ``keep`` and the best one stay.
 
-        Folders of later steps are of a run that was turned back: they are removed too, with what never
-        was committed.
+        Called once nothing names the others any more. Folders of later steps are of a run that was turned back:
+        they are removed too, with what never was committed.
         """
-        step = progress.step
-        older = [name for name in committed(self.root) if _step(name) < step]
-        kept = {newest, f"step-{progress.best_step}", *older[: self.keep - 1]}
+        if self.engine.rank != 0:
+            return
+        older = [name for name in committed(self.root) if _step(name) < progress.step]
+        kept = {f"step-{progress.step}", f"step-{progress.best_step}", *older[: self.keep - 1]}
         for name in {path.split("/", 1)[0] for path in self.root.list()} - kept:
             (self.root / name).delete(MANIFEST)  # first: a half-deleted checkpoint must not look whole
             self.root.delete_tree(name)

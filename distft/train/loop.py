@@ -261,6 +261,7 @@ class Loop:
             self.journal.commit()
         name = self.saver.save(self.progress)
         self._write_best()
+        self.saver.rotate(self.progress)
         return f"{self.folder}/{FOLDER}/{name}"
 
     def _write_best(self) -> None:

@@ -62,7 +62,9 @@ def run(train: dict[str, Any], uri: str, steps: int) -> State:
     engine, progress = start(train, folder)
     advance(engine, progress, steps)
     if steps:
-        Saver(folder, engine, keep=2).save(progress)
+        saver = Saver(folder, engine, keep=2)
+        saver.save(progress)
+        saver.rotate(progress)
     held = state_of(engine)
     engine.close()
     return held
@@ -197,6 +199,7 @@ def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path, one_rank: None) 
         advance(engine, progress, 1)
         progress.best_step = min(step, 2)
         saver.save(progress)
+        saver.rotate(progress)
     assert committed(folder / "checkpoints") == ["step-6", "step-5", "step-2"]
     assert (tmp_path / "checkpoints" / "step-2" / MANIFEST).exists()
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-6", "step-5", "step-2"}

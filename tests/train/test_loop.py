@@ -90,6 +90,23 @@ def test_resumed_equals_undisturbed_bit_for_bit(
     assert (whole / "train").read_bytes("best.json") == (cut / "train").read_bytes("best.json")
 
 
+def test_best_json_never_names_a_checkpoint_that_goes(
+    tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, gone = write_circle(tmp_path), []
+
+    def delete_tree(storage: Storage, below: str = "") -> None:
+        best = root.read_json("train/best.json")["checkpoint"]
+        assert f"checkpoints/{below}" != best
+        gone.append(below)
+        keep(storage, below)
+
+    keep = Storage.delete_tree
+    monkeypatch.setattr(Storage, "delete_tree", delete_tree)
+    train(circle_job(tmp_path, epochs=8, checkpoint={"keep": 1}), root)
+    assert len(gone) > 3, "every epoch is better than the one before: the best one before must go"
+
+
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_every_stage_trains_and_validates_alike(stage: int, tmp_path: Path, one_rank: None) -> None:
     second = write_circle(tmp_path / "2")
