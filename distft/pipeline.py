@@ -186,7 +186,14 @@ def _dataset(context: Context) -> Any:
 
 
 def _model_inputs(context: Context) -> dict[str, Any]:
-    return {**_dataset_sha(context), "weights": trained(context).read_json(MANIFEST)["files"]}
+    return {**_dataset_sha(context), "weights": _weights(trained(context))}
+
+
+def _weights(source: Storage) -> list[str]:
+    """SHA-256 of the files that hold the weights; not their names, which tell of the attempt that wrote them."""
+    files = source.read_json(MANIFEST)["files"]
+    held = [name for name in files if name.endswith(".safetensors") and not name.startswith("optimizer-")]
+    return sorted(files[name]["sha256"] for name in held)
 
 
 def _export_inputs(context: Context) -> dict[str, Any]:

@@ -138,6 +138,17 @@ def test_a_changed_key_is_refused_by_name_unless_forced(copied):
         states(other)
 
 
+def test_the_same_job_on_the_same_data_makes_the_same_bundle(copied):
+    before = [(Storage(copied.storage) / stage.artefact).manifest(stage.kind) for stage in STAGES.values()]
+    assert {state for _, state in states(copied, force=True)} == {"starts", "done"}
+    for stage, first in zip(STAGES.values(), before, strict=True):
+        again = (Storage(copied.storage) / stage.artefact).manifest(stage.kind)
+        if stage.kind == "train":  # its files are named by the attempt that wrote them
+            assert again.info == first.info
+        else:
+            assert again == first
+
+
 def test_more_epochs_continue_and_the_later_stages_follow(copied):
     more = copied.model_copy(update={"train": copied.train.model_copy(update={"epochs": 3})})
     told = states(more)
