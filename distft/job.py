@@ -193,11 +193,11 @@ class Scaling(Section):
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
 
-class Finetune(Section):
+class Finetune(Train):
     """Training that starts from a trained model and freezes parts of it; otherwise the keys of ``train``."""
 
     from_: str = Field(alias="from", description="bundle or checkpoint")
-    freeze: tuple[str, ...] = ("embeddings",)
+    freeze: tuple[str, ...] = Field(("embeddings",), description="layer groups that do not train")
     learning_rate: float = Field(3e-4, gt=0)
     epochs: int = Field(5, ge=1)
 
