@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,11 +81,18 @@ def _load(path: str, overrides: list[str] | None, storage: str | None) -> Any:
 def _run(
     terminal: Terminal, job: Any, stages: tuple[StageName, ...], force: bool = False, from_: str | None = None
 ) -> dict[str, dict[str, Any]]:
+    from distft import cluster
     from distft.pipeline import Context, run
     from distft.storage import Storage
 
+    storage = Storage(job.storage)
+    if cluster.is_remote() and storage.is_local and not job.storage.startswith(("/", "file://")):
+        terminal.say(
+            f"note: {job.storage} is relative, so it lies in Ray's copy of the working directory, which goes when "
+            "the job has ended. Give --storage an absolute path or a URI to keep what this run makes."
+        )
     with terminal.watching() as watcher:
-        return run(Context(job, Storage(job.storage), watcher, force, from_), stages)
+        return run(Context(job, storage, watcher, force, from_), stages)
 
 
 @app.command()
@@ -186,7 +193,9 @@ def run(
 @app.command()
 def serve(
     bundle: BundlePath,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port")] = 8000,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, show_default="8000; with --probe any free one", help="HTTP port")
+    ] = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     probe: Annotated[
         bool, typer.Option("--probe", help="answer one request of the bundle over HTTP, then stop")
@@ -194,38 +203,44 @@ def serve(
     json: AsJson = False,
 ) -> None:
     """Serve a bundle over HTTP with Ray Serve until interrupted."""
-    with _session(json, "Stopped.") as terminal:
-        from distft.serve.server import serving
+    with _session(json, "Stopped.") as terminal, ExitStack() as running:
+        from distft.serve.server import DEFAULT_PORT, free_port, serving
 
-        with terminal.waiting("starting the service"), serving(bundle, host, port) as service:
-            terminal.say(f"serving {service.model_version} at {service.url}   (API: {service.url}/docs)")
-            if probe:
-                terminal.exchange(*service.probe())
-            else:
-                service.wait()
+        listen = port or (free_port(host) if probe else DEFAULT_PORT)
+        with terminal.watching("starting the service") as watcher:
+            service = running.enter_context(serving(bundle, host, listen, watcher.progress))
+        terminal.say(f"serving {service.model_version} at {service.url}   (API: {service.url}/docs)")
+        if probe:
+            terminal.exchange(*service.probe())
+        else:
+            service.wait()
 
 
 @data_app.command("list")
-def data_list() -> None:
+def data_list(json: AsJson = False) -> None:
     """List the data sets that fetch knows."""
-    with _session(False) as terminal:
+    with _session(json) as terminal:
         from distft.data.fetch import CATALOGUE
 
-        terminal.text_table("data sets", [(entry.name, entry.title, entry.home) for entry in CATALOGUE.values()])
+        entries = [(entry.name, entry.title, entry.home) for entry in CATALOGUE.values()]
+        terminal.text_table("data sets", entries)
+        terminal.result({"data_sets": [dict(zip(("name", "title", "home"), one, strict=True)) for one in entries]})
 
 
 @data_app.command("fetch")
 def data_fetch(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     from_: Annotated[str | None, typer.Option("--from", metavar="DIR_OR_URL", help="a folder or mirror")] = None,
+    json: AsJson = False,
 ) -> None:
     """Download a data set into data/NAME, where the shipped jobs read it."""
-    with _session(False) as terminal:
+    with _session(json) as terminal:
         from distft.data.fetch import fetch
 
         with terminal.watching() as watcher:
             fetched = fetch(name, source=from_, progress=watcher.progress)
-        terminal.say(fetched.text())
+        terminal.show(fetched.text())
+        terminal.result(fetched.to_json())
 
 
 @data_app.command("synth")
@@ -234,12 +249,14 @@ def data_synth(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="folder for the files")],
     format_: Annotated[str, typer.Option("--format", help="csv or parquet")] = "parquet",
     set_: Overrides = None,
+    json: AsJson = False,
 ) -> None:
-    """Write the events of a job's synthetic shop as files."""
-    with _session(False) as terminal:
-        from distft.data.synthesize import synthesize
+    """Write the events of a job's synthetic shop as files, and print the part of a job that reads them."""
+    with _session(json) as terminal:
+        from distft.data.synthesize import as_yaml, synthesize
 
         loaded = _load(job, set_, None)
         with terminal.watching() as watcher:
-            text = synthesize(loaded, out, format_, watcher.progress)
-        terminal.say(text)
+            section = synthesize(loaded, out, format_, watcher.progress)
+        terminal.show(as_yaml(section).rstrip())
+        terminal.result(section)

@@ -40,6 +40,11 @@ OBJECT_STORE_BYTES = 512 * 1024**2
 LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
+def is_remote() -> bool:
+    """True where the environment names a cluster, as it does in a submitted job."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 @contextmanager
 def connect(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
     """Runs the block with Ray up and gives the cluster's resources; ends an embedded Ray afterwards.

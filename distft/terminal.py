@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from distft.errors import DistftError
@@ -36,11 +36,19 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """A line for people."""
-        self.err.print(text)
+        self.err.print(text, markup=False)
+
+    def stage(self, name: str, state: str) -> None:
+        """Where a run is."""
+        self.err.print(f"[bold]{escape(name)}[/] {escape(state)}")
 
     def fail(self, error: DistftError) -> None:
         """The paragraph that a mistake gets."""
         self.err.print(f"[bold red]error[/] {escape(str(error))}")
+
+    def show(self, text: str) -> None:
+        """Plain text that was asked for."""
+        self.out.print(text, markup=False, soft_wrap=True)
 
     def result(self, value: Mapping[str, Any]) -> None:
         """The JSON object of ``--json``: the last line on stdout."""
@@ -48,26 +56,22 @@ class Terminal:
             print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
 
     @contextmanager
-    def watching(self) -> Iterator[Watcher]:
-        """A watcher whose progress is shown on stderr while the block runs."""
+    def watching(self, what: str = "") -> Iterator[Watcher]:
+        """A watcher whose progress is shown on stderr while the block runs; ``what`` is said before it."""
         from distft.pipeline import Watcher
 
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal) as bars:
             display = _Display(self, bars)
+            if what:
+                display.begin(what)
             yield Watcher(stage=display.stage, progress=display.progress, metrics=display.metrics)
-
-    @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Says what takes a while before the block has its own things to say."""
-        self.say(f"{what} …")
-        yield
 
     def exchange(self, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """One HTTP request and its answer, as JSON."""
@@ -115,7 +119,7 @@ class Terminal:
         self.out.print(f"[bold]{escape(title)}[/]", soft_wrap=True)  # rich would break a title at the table's width
         self.out.print(table)
 
-    def text_table(self, title: str, rows: list[tuple[str, ...]]) -> None:
+    def text_table(self, title: str, rows: Sequence[tuple[str, ...]]) -> None:
         """Rows of words."""
         table = Table(show_header=False)
         for row in rows:
@@ -133,28 +137,34 @@ class Terminal:
 
 
 class _Display:
-    """Shows stages, bars and training lines; where there is no terminal, a line every few seconds."""
+    """Shows stages, one bar, and training lines; where there is no terminal, a line every few seconds."""
 
     def __init__(self, terminal: Terminal, bars: Progress) -> None:
         self.terminal, self.bars = terminal, bars
-        self.tasks: dict[str, TaskID] = {}
+        self.bar: TaskID | None = None
+        self.what = ""
         self.started_s = self.logged_s = time.monotonic()
         self.valid = ""
 
+    def begin(self, what: str) -> None:
+        """Says what starts, and lets a bar run up and down until it is known how far it is."""
+        self.started_s, self.valid, self.what = time.monotonic(), "", ""
+        self.terminal.stage(what, "…")
+        self.bar = self.bars.add_task("starting", total=None, count="", note="")
+
     def stage(self, name: str, state: str) -> None:
-        for task in self.tasks.values():
-            self.bars.remove_task(task)
-        self.tasks.clear()
+        if self.bar is not None:
+            self.bars.remove_task(self.bar)
+            self.bar = None
         if state == "starts":
-            self.started_s, self.valid = time.monotonic(), ""
-            self.terminal.say(f"[bold]{name}[/] …")
+            self.begin(name)
         elif state == "skipped":
-            self.terminal.say(f"[bold]{name}[/] is up to date")
+            self.terminal.stage(name, "is up to date")
         else:
-            self.terminal.say(f"[bold]{name}[/] done in {time.monotonic() - self.started_s:.1f} s")
+            self.terminal.stage(name, f"done in {time.monotonic() - self.started_s:.1f} s")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        self._bar(what, done, total, "")
+        self._show(what, done, total, "")
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         if line["kind"] == "valid":
@@ -163,13 +173,16 @@ class _Display:
             self._log(f"epoch {line['epoch']}: {self.valid}", always=True)
         else:
             note = f"loss {line['loss']:.3f}, {line['tokens_per_s']:,.0f} tokens/s"
-            self._bar("training steps", line["step"], line["total_steps"], f"{note}  {self.valid}")
+            self._show("training steps", line["step"], line["total_steps"], f"{note}  {self.valid}")
 
-    def _bar(self, what: str, done: int, total: int, note: str) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total, note=note)
-        self.bars.update(self.tasks[what], completed=done, total=total, note=note)
-        self._log(f"{what} {done:,}/{total:,}  {note}")
+    def _show(self, what: str, done: int, total: int, note: str) -> None:
+        if self.bar is None:
+            self.bar = self.bars.add_task(what, total=total, count="", note="")
+        if what != self.what:
+            self.what = what
+            self.bars.reset(self.bar, total=total, description=what)
+        self.bars.update(self.bar, completed=done, total=total, count=f"{done:,}/{total:,}", note=note)
+        self._log(f"{what} {done:,}/{total:,}  {note}".rstrip())
 
     def _log(self, text: str, always: bool = False) -> None:
         """A plain line where no bar can be drawn."""

@@ -14,6 +14,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distft.data.catalogue import CATALOGUE, CatalogueEntry, DataFile
 from distft.data.origins import Origin, Progress, content_sha256, open_origin
@@ -38,6 +39,11 @@ class Fetched:
     present: tuple[str, ...]
     absent: tuple[str, ...]
     moved: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as a JSON object."""
+        lists = {name: list(getattr(self, name)) for name in ("brought", "present", "absent", "moved")}
+        return {"name": self.entry.name, "folder": str(self.folder), **lists, "terms": self.entry.licence}
 
     def text(self) -> str:
         """A few lines for people, with the terms of use."""

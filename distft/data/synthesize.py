@@ -32,8 +32,10 @@ Progress = Callable[[str, int, int], None]
 KIND = "synthetic log"
 
 
-def synthesize(job: Job, out: str | Path, format: str = "parquet", progress: Progress = lambda *_: None) -> str:
-    """Writes the events and items of the job's first synthetic source; the YAML of a ``data`` section that reads them.
+def synthesize(
+    job: Job, out: str | Path, format: str = "parquet", progress: Progress = lambda *_: None
+) -> dict[str, Any]:
+    """Writes the events and items of the job's first synthetic source; the part of a job file that reads them.
 
     Raises UsageError if the job has no such source or the format is unknown, StorageError where ``out`` cannot be
     written or holds something else.
@@ -53,7 +55,7 @@ def synthesize(job: Job, out: str | Path, format: str = "parquet", progress: Pro
     section: dict[str, Any] = {"events": [_events_section(config, source, f"{out}/events/*.{format}", format)]}
     if items is not None:
         section["items"] = _items_section(items, f"{out}/items/{item_file}")
-    return _yaml({"data": section})
+    return {"data": section}
 
 
 def _synthetic(job: Job) -> SourceConfig:
@@ -145,7 +147,8 @@ def _items_section(items: FeatureTable, path: str) -> dict[str, Any]:
     }
 
 
-def _yaml(value: dict[str, Any]) -> str:
+def as_yaml(value: dict[str, Any]) -> str:
+    """The part of a job file as text."""
     yaml = YAML()
     yaml.default_flow_style = None  # innermost mappings and lists on one line
     yaml.width = 1000  # a wrapped line would end in a space

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distft.data.synthesize import synthesize
+from distft.data.synthesize import as_yaml, synthesize
 from distft.errors import StorageError, UsageError
 from distft.job import Job
 from distft.jobfile import parse_job
@@ -22,8 +22,8 @@ def events_of(section) -> pa.Table:
     return table.set_column(3, "event", table["event"].cast(pa.string())).combine_chunks()
 
 
-def written(text: str) -> Job:
-    return parse_job(f"name: files\nstorage: runs/files\n{text}", "job.yaml")
+def written(section: dict) -> Job:
+    return parse_job(f"name: files\nstorage: runs/files\n{as_yaml(section)}", "job.yaml")
 
 
 @pytest.mark.parametrize("format", ["csv", "parquet"])
@@ -39,10 +39,10 @@ def test_the_printed_section_reads_the_same_events_and_items(tmp_path, format):
 
 def test_a_second_run_replaces_the_first_whole(tmp_path):
     synthesize(job(), tmp_path, "csv")
-    text = synthesize(job({**SHOP, "num_users": 20}), tmp_path, "parquet")
+    section = synthesize(job({**SHOP, "num_users": 20}), tmp_path, "parquet")
     assert sorted(path.name for path in (tmp_path / "events").iterdir()) == ["manifest.json", "part-00000.parquet"]
     assert pq.read_table(tmp_path / "items" / "items.parquet").num_rows == 1000
-    assert len(set(events_of(written(text).data.events[0])["user_id"].to_pylist())) == 20
+    assert len(set(events_of(written(section).data.events[0])["user_id"].to_pylist())) == 20
 
 
 def test_somebody_s_files_are_not_replaced(tmp_path):
