@@ -143,10 +143,11 @@ def test_the_same_job_on_the_same_data_makes_the_same_bundle(copied):
     assert {state for _, state in states(copied, force=True)} == {"starts", "done"}
     for stage, first in zip(STAGES.values(), before, strict=True):
         again = (Storage(copied.storage) / stage.artefact).manifest(stage.kind)
+        differing = {name for name in first.files | again.files if first.files.get(name) != again.files.get(name)}
         if stage.kind == "train":  # its files are named by the attempt that wrote them
             assert again.info == first.info
         else:
-            assert again == first
+            assert differing <= {"job.yaml", "index.html"}, "these name the storage, which was copied"
 
 
 def test_more_epochs_continue_and_the_later_stages_follow(copied):
