@@ -16,7 +16,8 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from types import FrameType
 from typing import Any
 
 from distft.errors import RunError
@@ -33,8 +34,10 @@ SERVE = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "distft.serve.guard:middlewares",
 }
-
+"""Environment of the processes of Ray Serve: see docs/decisions/0006-serving-route.md."""
 
 OBJECT_STORE_BYTES = 512 * 1024**2
 LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -69,22 +72,27 @@ def connect(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
                 "object_store_memory": OBJECT_STORE_BYTES,
                 "_temp_dir": undo.enter_context(_scratch()),
             }
-        with _own_sigterm():
-            ray.init(**options, **LOGGING)
         undo.callback(_end)
+        with _interrupted_afterwards():
+            ray.init(**options, **LOGGING)
         yield ray.cluster_resources()
 
 
 def _end() -> None:
     import ray
 
-    with _deaf_to_interrupts(), hushed():
+    with ending():
         ray.shutdown()
 
 
-def hushed() -> AbstractContextManager[Any]:
-    """For a block that ends actors: Ray tells of their end on this process's stdout as if something had failed."""
-    return redirect_stdout(io.StringIO())
+@contextmanager
+def ending() -> Iterator[None]:
+    """For a block that ends actors or Ray itself: nothing interrupts it, or parts of a cluster would stay.
+
+    Ray tells of the end of actors on this process's stdout as if something had failed; nothing of that is shown.
+    """
+    with _on_signals(signal.SIG_IGN), redirect_stdout(io.StringIO()):
+        yield
 
 
 def logs_folder() -> str:
@@ -98,12 +106,13 @@ def logs_folder() -> str:
 def _scratch() -> Iterator[str]:
     """A folder for Ray's sockets and logs, removed unless the block failed: then somebody will want to read them.
 
-    In /tmp, whatever TMPDIR says, because a socket's path may have no more than 107 characters.
+    In /tmp, whatever TMPDIR says, because a socket's path may have no more than 107 characters; and in a folder that
+    only this user may enter, because Ray opens its own to everybody.
     """
     folder = tempfile.mkdtemp(prefix="distft-ray-", dir="/tmp")
     failed = False
     try:
-        yield folder
+        yield os.path.join(folder, "ray")
     except RunError:
         failed = True
         raise
@@ -132,23 +141,37 @@ def quiet_data() -> Iterator[None]:
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Ray puts a handler of its own in place, which ends the process without cleaning up."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if main:
-        signal.signal(signal.SIGTERM, before)
+def _interrupted_afterwards() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect when the block has ended, which half a cluster could not; a second one at once."""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    with _on_signals(note):
+        yield
+    if received:
+        raise KeyboardInterrupt
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """A second Ctrl-C must not leave half of a cluster running."""
+def _on_signals(handler: Any) -> Iterator[None]:
+    """Handles SIGINT and SIGTERM so while the block runs, also where Ray would put its own handler of SIGTERM.
+
+    Ray's ends the process without cleaning up, and stays when Ray has ended.
+    """
+    import ray._private.utils as ray_utils
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    rays, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda _: None
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        ray_utils.set_sigterm_handler = rays
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -42,7 +42,13 @@ class Backend(Protocol):
 def build_api(backend: Backend) -> FastAPI:
     """The ASGI application that serves a backend."""
     # Its pages bring their script along: a service in a closed network has them too, and no stranger's code runs.
-    api = FastAPIOffline(title="distft", description="Recommendations for a shop.", version=__version__, redoc_url=None)
+    api = FastAPIOffline(
+        title="distft",
+        description="Recommendations for a shop.",
+        version=__version__,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     problems.answer_problems(api)
     _add_status(api, backend)
     _add_recommend(api, backend)
@@ -60,10 +66,12 @@ def build_api(backend: Backend) -> FastAPI:
 
 
 def _add_status(api: FastAPI, backend: Backend) -> None:
+    @api.head("/healthz", include_in_schema=False)
     @api.get("/healthz", tags=["state"], summary="Is this process alive?")
     async def healthz() -> Status:
         return Status(status="alive")
 
+    @api.head("/readyz", include_in_schema=False)
     @api.get("/readyz", tags=["state"], summary="Does the model answer as it should?", responses=_problems(503))
     async def readyz() -> Status:
         return Status(status="ready", model_version=await backend.ready())
@@ -80,7 +88,7 @@ def _add_recommend(api: FastAPI, backend: Backend) -> None:
         "/v1/recommend",
         tags=["model"],
         summary="The best items for a user",
-        responses=_problems(400, 408, 413, 422, 503),
+        responses=_problems(400, 408, 413, 415, 422, 503),
         response_model=RecommendResponse,
         openapi_extra={
             "requestBody": {
@@ -113,6 +121,9 @@ async def _body(request: Request) -> bytes:
 
 
 async def _bounded(request: Request) -> bytes:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise Problem(415, f"The body is encoded as {encoding[:100]}; send it as it is, without Content-Encoding.")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > MAX_BODY_BYTES:
         raise _too_large()

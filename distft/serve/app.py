@@ -39,6 +39,9 @@ QUEUED_BATCHES = 8
 Waiting inside is cheap: a replica that is full makes Ray's router ask again only after a growing pause.
 """
 
+READY_TIMEOUT_S = 2.0
+"""How soon a model that has shown what it can must answer ``/readyz``."""
+
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
 
@@ -119,25 +122,35 @@ class Ingress:
         return facts
 
     async def ready(self) -> str:
-        """The current model's version, after it answered a golden request through the way that clients take."""
+        """The current model's version, once it has scored as it was exported and as long as it answers.
+
+        Raises ServingError where it does not.
+        """
         if self.ready_version is None:
-            handle = self.handle
-            golden: GoldenRequest = await self._ask("golden_request")
-            answer = await self.recommend(golden.query)
-            wrong = difference(golden, answer)
-            if wrong:
-                raise ServingError(f"The model does not score as it was exported: {wrong}")
-            if self.handle is not handle:
-                raise ServingError("The model was exchanged meanwhile")
-            self.ready_version = answer.model_version
+            self.ready_version = await self._proved()
+        else:
+            await self._ask("describe", timeout_s=min(READY_TIMEOUT_S, self.request_timeout_s))
         return self.ready_version
 
-    async def _ask(self, method: str, *args: Any) -> Any:
+    async def _proved(self) -> str:
+        """The version of the model that answered a golden request, through the way that clients take, as expected."""
+        handle = self.handle
+        golden: GoldenRequest = await self._ask("golden_request")
+        answer = await self.recommend(golden.query)
+        wrong = difference(golden, answer)
+        if wrong:
+            raise ServingError(f"The model does not score as it was exported: {wrong}")
+        if self.handle is not handle:
+            raise ServingError("The model was exchanged meanwhile")
+        return answer.model_version
+
+    async def _ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         """What a replica of the model answers; a replica that dies meanwhile is replaced by another, once."""
+        timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
         try:
-            return await asyncio.wait_for(self._ask_again(method, *args), self.request_timeout_s)
+            return await asyncio.wait_for(self._ask_again(method, *args), timeout_s)
         except asyncio.TimeoutError:
-            raise ServingError(f"The model did not answer within {self.request_timeout_s:g} s") from None
+            raise ServingError(f"The model did not answer within {timeout_s:g} s") from None
         except BackPressureError:
             raise ServingError("More requests are waiting for the model than it can answer in time") from None
         except (DeploymentUnavailableError, RayActorError) as error:

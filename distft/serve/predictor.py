@@ -39,8 +39,8 @@ AnswerSource = Literal["model", "popularity"]
 class Query:
     """One request: the user's events, how many items, and what is left out.
 
-    ``exclude_seen``: None is the rule that the model was evaluated with; True is that rule, or "all" where it
-    excludes nothing; False excludes nothing. ``filter``: feature name → values, of which an item must have one.
+    ``exclude_seen``: None is the rule that the model was evaluated with; True leaves out every item of the history,
+    False none. ``filter``: feature name → values, of which an item must have one.
     """
 
     events: Sequence[RawEvent]
@@ -163,10 +163,9 @@ class Predictor:
                 raise QueryError(what, "the item that it is about", "", f"history.{index}.item_id")
 
     def _exclusion(self, wanted: bool | None) -> ExcludeSeen:
-        if wanted is False:
-            return "none"
-        rule = self.job.evaluate.exclude_seen
-        return "all" if wanted and rule == "none" else rule
+        if wanted is None:
+            return self.job.evaluate.exclude_seen
+        return "all" if wanted else "none"
 
     def _kept(self, wanted: Mapping[str, Sequence[str]] | None) -> NDArray[np.bool_] | None:
         if not wanted:

@@ -22,6 +22,7 @@ from distft.errors import ServingError
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 MAX_FIELD_CHARS = 200
+MAX_MESSAGE_CHARS = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ class Problem(Exception):
     ) -> None:
         super().__init__(status, detail, tuple(errors), retry_after_s)
         self.status = status
-        self.detail = detail
-        self.errors = tuple(FieldError(e.field[:MAX_FIELD_CHARS], e.message) for e in errors)
+        self.detail = detail[:MAX_MESSAGE_CHARS]
+        self.errors = tuple(FieldError(e.field[:MAX_FIELD_CHARS], e.message[:MAX_MESSAGE_CHARS]) for e in errors)
         self.retry_after_s = retry_after_s
 
     def response(self, headers: dict[str, str] | None = None) -> Response:

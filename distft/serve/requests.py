@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from distft.data.encode import RawEvent
-from distft.serve.predictor import Query, Recommendation
+from distft.serve.predictor import AnswerSource, Query, Recommendation
 from distft.serve.problems import FieldError, Problem
 
 MAX_BODY_BYTES = 1 << 20
@@ -58,7 +58,12 @@ Time = Annotated[
     Field(ge=0, le=MAX_TIME_MS),
     BeforeValidator(_readable),
     WithJsonSchema(
-        {"anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_TIME_MS}, {"type": "string", "maxLength": 100}]}
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": MAX_TIME_MS},
+                {"type": "string", "format": "date-time"},
+            ]
+        }
     ),
 ]
 
@@ -67,6 +72,15 @@ class Body(BaseModel):
     """Base of what a client sends: no conversions, and an unknown key is a mistake."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+_EXAMPLE: dict[str, Any] = {
+    "history": [
+        {"event": "search", "query": "red mug", "timestamp": "2010-12-01T10:15:00Z"},
+        {"event": "view", "item_id": "85123A", "timestamp": "2010-12-01T10:16:00Z"},
+    ],
+    "k": 10,
+}
 
 
 class HistoryEvent(Body):
@@ -85,13 +99,15 @@ class HistoryEvent(Body):
 class RecommendRequest(Body):
     """Whom to recommend to, and what may be recommended."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
     user_id: Text | None = Field(None, description="the shop's own; a request without history gets the popular items")
     history: list[HistoryEvent] | None = Field(
         None, max_length=MAX_HISTORY_EVENTS, description="the user's events; by time if all have one, else as listed"
     )
     k: int = Field(10, ge=1, description="items wanted; GET /v1/model tells the largest number")
     exclude_seen: bool | None = Field(
-        None, description="leave out items of the history: by default as the model was evaluated"
+        None, description="leave out all items of the history (true) or none; by default as the model was evaluated"
     )
     filter: dict[Text, Annotated[list[Text], Field(min_length=1)]] | None = Field(
         None,
@@ -118,7 +134,7 @@ class RecommendResponse(BaseModel):
     items: list[RecommendedItem]
     model_version: str
     unknown_items: int = Field(description="events of the history whose item the model does not know")
-    source: str = Field(description="model, or popularity where nothing is known of the user", examples=["model"])
+    source: AnswerSource = Field(description="model, or popularity where nothing is known of the user")
 
     @classmethod
     def of(cls, answer: Recommendation) -> RecommendResponse:
@@ -161,7 +177,7 @@ def strict_json(body: bytes) -> Any:
         where = f"line {error.lineno}, column {error.colno}"
         raise Problem(400, f"The body is not JSON: {error.msg} ({where}).") from None
     except ValueError as error:  # an integer of thousands of digits
-        raise Problem(400, f"The body is not JSON that can be read: {str(error)[:200]}.") from None
+        raise Problem(400, f"The body is not JSON that can be read: {str(error).split(';')[0][:200]}.") from None
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -180,6 +196,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _field_errors(found: Sequence[Any]) -> list[FieldError]:
     """One error a field, its path joined by dots."""
     errors = {
-        ".".join(str(step) for step in error["loc"] if step != "[key]") or "body": error["msg"] for error in found
+        ".".join(str(step) for step in error["loc"] if step != "[key]") or "body": _said(error) for error in found
     }
     return [FieldError(field, message) for field, message in errors.items()][:MAX_FIELD_ERRORS]
+
+
+def _said(error: Any) -> str:
+    """What is wrong, in the words of JSON instead of Python's."""
+    if error["type"] == "extra_forbidden":
+        return "There is no such key; GET /docs lists what there is"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "Expected a JSON object"
+    return str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "Expected").split(" after")[0]

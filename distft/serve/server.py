@@ -10,6 +10,7 @@ by name, instead of by a replica that fails again and again.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import socket
@@ -41,8 +42,8 @@ is up, 0.1 s after the first answer, and connections of that moment may be cut."
 
 ANSWER_TIMEOUT_S = 30.0
 
-INGRESS_PORTS = 100
-"""Ports that a service's proxy may find its ingress replicas at, on each node."""
+NUM_PORTS = 100
+"""Ports of a service beside the one that clients know: of its proxy, and of the replicas of its ingress."""
 
 Progress = Callable[[str, int, int], None]
 """(what is done now, steps done, steps in all)."""
@@ -75,7 +76,9 @@ class Service:
         body, problem = _call(f"{self.url}/v1/recommend", json.dumps(request).encode())
         if body is None:
             raise ServingError(f"The service did not answer a golden request: {problem}")
-        answer: dict[str, Any] = json.loads(body)
+        answer = _json(body)
+        if answer.get("model_version") != self.model_version:
+            raise ServingError(f"Another service answers at {self.url}: {body[:200].decode(errors='replace')}")
         return request, answer
 
 
@@ -141,24 +144,37 @@ def _bound(host: str, port: int) -> int:
     """The port that was bound for a moment; 0 takes any free one."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if family != socket.AF_INET:
+            raise UsageError(
+                f"{host} is an address of IPv6, over which Ray Serve's proxy does not reach its replicas",
+                "an address of IPv4",
+                "Use --host 127.0.0.1, or --host 0.0.0.0 for all networks of this machine.",
+            )
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return int(probe.getsockname()[1])
     except OSError as error:
-        raise _unusable(host, port, error.strerror or str(error)) from error
+        raise _unusable(host, port, error) from error
 
 
-def _unusable(host: str, port: int, reason: str) -> UsageError:
+def _unusable(host: str, port: int, error: OSError | str) -> UsageError:
+    if isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+        remedy = "Choose an address of this machine with --host, such as 127.0.0.1."
+        return UsageError(f"{host} cannot be listened on: {getattr(error, 'strerror', error)}", "", remedy)
+    reason = getattr(error, "strerror", None) or error
     what = f"Port {port} of {host} cannot be used: {reason}"
     return UsageError(what, "a free port of this machine", "Choose another with --port.")
 
 
-def proxy_environment(folder: Path, ingress: range) -> dict[str, str]:
+_PROXY_PORTS = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
+
+
+def proxy_environment(folder: Path, ports: range) -> dict[str, str]:
     """Environment that gives Ray Serve's HAProxy its own files and ports; by default two of them on a host collide.
 
-    ``ingress``: where it may look for the replicas of the ingress. Where two services share such a range, a replica
-    that is started anew can take the port of another's that died, and then answers what was meant for that one.
+    Worst is the port of the fallback, which answers while no replica does: two services listen on it at once, and
+    either gets the other's requests. And a replica that starts anew may take the port of another service's that died.
     """
     paths = {
         "CONFIG_FILE_LOC": "haproxy.cfg",
@@ -167,34 +183,41 @@ def proxy_environment(folder: Path, ingress: range) -> dict[str, str]:
         "SERVER_STATE_FILE": "server-state",
         "METRICS_SOCKET_PATH": "metrics.sock",
     }
-    with socket.socket() as stats, socket.socket() as metrics:  # held together, so that they are two ports
-        for held in (stats, metrics):
-            held.bind(("", 0))
-        ports = {"STATS_PORT": stats.getsockname()[1], "METRICS_PORT": metrics.getsockname()[1]}
-    values = {name: str(folder / file) for name, file in paths.items()} | {k: str(v) for k, v in ports.items()}
-    return {f"RAY_SERVE_HAPROXY_{name}": value for name, value in values.items()} | {
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingress[0]),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ingress[-1]),
-    }
+    numbers = dict(zip(_PROXY_PORTS, ports, strict=False))
+    replicas = ports[len(numbers) :]
+    numbers |= {"DIRECT_INGRESS_MIN_HTTP_PORT": replicas[0], "DIRECT_INGRESS_MAX_HTTP_PORT": replicas[-1]}
+    files = {f"HAPROXY_{name}": folder / file for name, file in paths.items()}
+    return {f"RAY_SERVE_{name}": str(value) for name, value in {**files, **numbers}.items()}
 
 
 @contextmanager
 def reserved_ports() -> Iterator[range]:
-    """Ports of this machine that no other service's ingress uses while the block runs.
+    """Ports of this machine that no other service uses while the block runs.
 
     They lie between those of Ray's workers and those of outgoing connections. The one below them is held, which
     marks the range as taken. Raises UsageError where none is left.
     """
-    for first in range(20_000, 32_000, INGRESS_PORTS + 1):
+    for first in range(20_000, 32_000, NUM_PORTS + 1):
         with socket.socket() as mark:
             try:
                 mark.bind(("127.0.0.1", first))
             except OSError:
                 continue
-            yield range(first + 1, first + 1 + INGRESS_PORTS)
-            return
-    what = "All ports from 20000 to 32000 are marked as taken"
-    raise UsageError(what, "room for the service's replicas", "Stop other services on this machine.")
+            ports = range(first + 1, first + 1 + NUM_PORTS)
+            if all(map(_is_free, ports)):
+                yield ports
+                return
+    what = f"No {NUM_PORTS} ports in a row are free between 20000 and 32000"
+    raise UsageError(what, "room for the service's proxy and replicas", "Stop other services on this machine.")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 @contextmanager
@@ -210,7 +233,7 @@ def _proxy_folder() -> Iterator[Path]:
 def _shutdown() -> None:
     from distft.serve import app
 
-    with cluster.hushed():
+    with cluster.ending():
         app.shutdown()
 
 
@@ -273,6 +296,5 @@ def _cause(message: str) -> str:
 
 
 def _reachable(host: str) -> str:
-    """The host as this machine reaches it, as a URL has it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
+    """The host as this machine reaches it."""
+    return "127.0.0.1" if host == "0.0.0.0" else host

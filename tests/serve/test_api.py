@@ -220,3 +220,33 @@ def _check(response: httpx.Response) -> None:
         assert response.headers["content-type"] == PROBLEM
         assert response.json()["detail"]
         assert response.status_code != 422 or response.json()["errors"][0]["field"]
+
+
+def test_probes_may_ask_for_the_head_alone(client: Client) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert client("HEAD", path).status_code == client("GET", path).status_code == 200
+
+
+def test_a_compressed_body_is_refused_by_name(client: Client) -> None:
+    response = client("POST", "/v1/recommend", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+    assert response.status_code == 415 and "Content-Encoding" in response.json()["detail"]
+
+
+def test_no_path_sends_the_client_elsewhere(client: Client) -> None:
+    response = client("POST", "/v1/recommend/", json={}, headers={"host": "evil.example"})
+    assert response.status_code == 404 and "location" not in response.headers
+
+
+def test_the_example_of_the_description_is_answered_as_it_stands(client: Client) -> None:
+    schema = client("GET", "/openapi.json").json()["components"]["schemas"]["RecommendRequest"]
+    (example,) = schema["examples"]
+    response = client.recommend(**example)
+    assert response.status_code == 200 and len(response.json()["items"]) == 10
+
+
+def test_messages_speak_of_json(client: Client) -> None:
+    assert client("POST", "/v1/recommend", json=[]).json()["errors"][0]["message"] == "Expected a JSON object"
+    unknown = client.recommend(kk=3).json()["errors"][0]
+    assert unknown["field"] == "kk" and "no such key" in unknown["message"]
+    digits = client("POST", "/v1/recommend", content=b'{"k": ' + b"9" * 5000 + b"}").json()
+    assert len(digits["detail"]) <= 1000 and "sys." not in digits["detail"]

@@ -22,6 +22,12 @@ def test_a_port_in_use_is_said_before_anything_starts(bundle: Storage) -> None:
             pass
 
 
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_addresses_over_which_the_proxy_does_not_reach_its_replicas_are_refused(host: str) -> None:
+    with pytest.raises(UsageError, match=r"IPv6.*--host 127\.0\.0\.1"):
+        server.check_port(host, 8000)
+
+
 @pytest.mark.parametrize(("host", "port"), [("203.0.113.7", 8000), ("127.0.0.1", 70_000), ("no such host", 8000)])
 def test_addresses_where_nothing_can_listen(host: str, port: int) -> None:
     with pytest.raises(UsageError, match=host):
@@ -38,11 +44,11 @@ def test_a_damaged_bundle_is_named_before_anything_starts(tmp_path: Path) -> Non
 
 def test_two_proxies_share_neither_files_nor_ports(tmp_path: Path) -> None:
     with server.reserved_ports() as ours, server.reserved_ports() as theirs:
-        assert len(ours) == len(theirs) == server.INGRESS_PORTS and not set(ours) & set(theirs)
+        assert len(ours) == len(theirs) == server.NUM_PORTS and not set(ours) & set(theirs)
         first = server.proxy_environment(tmp_path / "a", ours)
         second = server.proxy_environment(tmp_path / "b", theirs)
     assert first.keys() == second.keys() and not set(first.values()) & set(second.values())
     assert len(set(first.values())) == len(first)
-    assert first["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] == str(ours[0])
+    assert {int(value) for name, value in first.items() if name.endswith("_PORT")} <= set(ours)
     with server.reserved_ports() as again:
         assert again == ours, "given back when the service ended"

@@ -6,10 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from distft.errors import ServingError
@@ -63,8 +65,12 @@ def started(process: subprocess.Popen[str]) -> tuple[str, str]:
     raise AssertionError("".join(said))
 
 
-def test_two_services_on_one_host_each_answer_with_their_own_model(tmp_path: Path) -> None:
-    """Started at the same moment, on Rays of their own: they look for files and ports at once."""
+def replicas_below(pid: int, name: str) -> list[psutil.Process]:
+    return [one for one in psutil.Process(pid).children(recursive=True) if name in " ".join(one.cmdline())]
+
+
+def test_two_services_on_one_host_never_answer_for_each_other(tmp_path: Path) -> None:
+    """Not when they start at the same moment, on Rays of their own, and not while one of them cannot answer."""
     bundles = [write_bundle(Storage(tmp_path / name), (f"name={name}",)) for name in ("first", "second")]
     with serve(bundles[0]) as first, serve(bundles[1]) as second:
         try:
@@ -74,6 +80,17 @@ def test_two_services_on_one_host_each_answer_with_their_own_model(tmp_path: Pat
                 with httpx.Client(base_url=url, timeout=60) as http:
                     answers = [http.post("/v1/recommend", json={}).json() for _ in range(50)]
                 assert {answer["model_version"] for answer in answers} == {version}
+            (ingress,) = replicas_below(second.pid, "ray::ServeReplica:ingress")
+            ingress.kill()
+            answered = set()
+            deadline = time.monotonic() + 12
+            while time.monotonic() < deadline:
+                try:
+                    response = httpx.get(f"{url}/v1/model", timeout=5)
+                    answered.add(response.json()["model_version"] if response.status_code == 200 else "none")
+                except httpx.HTTPError:
+                    answered.add("none")
+            assert answered == {"none", version}, "it was away for a while, and then it was itself"
         finally:
             for process in (first, second):
                 process.send_signal(signal.SIGINT)
