@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,7 +51,8 @@ def _session(as_json: bool, interrupted: str = INTERRUPTED) -> Iterator[Terminal
     terminal = Terminal(as_json)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield terminal
+        with redirect_stdout(sys.stderr):  # stdout is for results; whatever else a library prints is not one
+            yield terminal
     except DistftError as error:
         terminal.fail(error)
         terminal.result({"error": type(error).__name__, "message": str(error)})
@@ -213,7 +214,12 @@ def serve(
         if probe:
             terminal.exchange(*service.probe())
         else:
-            service.wait()
+            terminal.result({"url": service.url, "model_version": service.model_version})
+            with suppress(KeyboardInterrupt):  # the usual end of a service, not of a command that had more to do
+                service.wait()
+            running.close()
+            terminal.say("Stopped.")
+            raise typer.Exit(EXIT_INTERRUPTED)
 
 
 @data_app.command("list")

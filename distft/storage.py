@@ -240,9 +240,9 @@ class Storage:
         """The manifest, after every file that it lists was found whole. Raises ArtefactError naming the first bad."""
         manifest = self.manifest(kind)
         if manifest is None:
-            raise ArtefactError(
-                f"There is no {kind} at {self.uri}", f"a folder with a {MANIFEST}", f"Make the {kind} first."
-            )
+            inside = (self / kind).exists(MANIFEST)
+            remedy = f"Did you mean {self.uri}/{kind}?" if inside else f"Make the {kind} first."
+            raise ArtefactError(f"There is no {kind} at {self.uri}", f"a folder with a {MANIFEST}", remedy)
         for name, expected in sorted(manifest.files.items()):
             self.verify_file(name, expected)
         return manifest

@@ -6,6 +6,7 @@ Progress and messages go to stderr, results to stdout; with ``--json`` stdout ho
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,8 +32,9 @@ class Terminal:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        self.stdout = sys.stdout
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.out = Console(stderr=as_json, highlight=False)
+        self.out = Console(stderr=True, highlight=False) if as_json else Console(file=self.stdout, highlight=False)
 
     def say(self, text: str) -> None:
         """A line for people."""
@@ -53,7 +55,7 @@ class Terminal:
     def result(self, value: Mapping[str, Any]) -> None:
         """The JSON object of ``--json``: the last line on stdout."""
         if self.as_json:
-            print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
+            print(json.dumps(value, ensure_ascii=False, allow_nan=False), file=self.stdout, flush=True)
 
     @contextmanager
     def watching(self, what: str = "") -> Iterator[Watcher]:
@@ -79,7 +81,7 @@ class Terminal:
         text = json.dumps(answer, ensure_ascii=False)
         # One item a line: indented all the way, ten items would fill a screen.
         lines = text.replace('[{"item_id"', '[\n  {"item_id"').replace(', {"item_id"', ',\n  {"item_id"')
-        print(text if self.as_json else lines, flush=True)
+        print(text if self.as_json else lines, file=self.stdout, flush=True)
 
     def dataset(self, storage: str) -> None:
         """What became of the logs' rows."""

@@ -18,23 +18,25 @@ from tests.test_pipeline import SMALL
 
 pytestmark = pytest.mark.proof
 
-SECONDS_INTO = {"prepare": 3.0, "train": 14.0, "evaluate": 1.5}
+MOMENTS = {"prepare": ("prepare …", 3.0), "train": ("  epoch 2:", 0.2), "evaluate": ("evaluate …", 0.5)}
+"""The line after which each stage is interrupted, and how many seconds after it."""
 
 
 def start(storage: Path) -> subprocess.Popen[str]:
-    overrides = [part for override in (*SMALL, "train.epochs=6") for part in ("--set", override)]
+    overrides = [part for override in (*SMALL, "train.epochs=12") for part in ("--set", override)]
     command = [sys.executable, "-m", "distft", "run", "jobs/quickstart.yaml", "--storage", str(storage), *overrides]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def interrupt_in(process: subprocess.Popen[str], stage: str) -> str:
-    """Sends SIGINT some time after the stage began; gives all that was said."""
+    """Sends SIGINT in the midst of the stage; gives all that was said."""
     said: list[str] = []
+    line_before, delay_s = MOMENTS[stage]
     assert process.stderr
     for line in process.stderr:
         said.append(line)
-        if line.startswith(f"{stage} …"):
-            time.sleep(SECONDS_INTO[stage])
+        if line.startswith(line_before):
+            time.sleep(delay_s)
             process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
     return "".join(said)

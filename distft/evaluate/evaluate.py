@@ -55,7 +55,6 @@ def evaluate(
             "Change data.split or data.target_events, or bring more data.",
         )
     num_parts = min(NUM_PARTS, -(-num_targets // BATCH_ROWS))
-    parts = ray.data.from_items([{"part": part} for part in range(num_parts)], override_num_blocks=num_parts)
     split_spec = (dump_job(job), dataset.uri, weights.uri, split, num_parts)
 
     def rank_parts(batch: pa.Table) -> Iterator[pa.Table]:
@@ -64,6 +63,7 @@ def evaluate(
 
     tables: list[pa.Table] = []
     with quiet_data():
+        parts = ray.data.from_items([{"part": part} for part in range(num_parts)], override_num_blocks=num_parts)
         scored = parts.map_batches(rank_parts, batch_size=1, batch_format="pyarrow", num_cpus=1)
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(table)
