@@ -59,7 +59,7 @@ def batches_of_ray(dataset: Storage, epoch: int) -> Iterator[Any]:
 def worker(config: dict[str, Any]) -> list[dict[str, Any]]:
     """One rank: reads the epochs, collates every batch, and tells what it saw."""
     dataset = Storage(config["dataset"])
-    encoder = Encoder.load(dataset / "encoder")
+    encoder = Encoder.of_dataset(dataset)
     ways = {"distft": batches_of_ours, "ray": batches_of_ray}
     seen = []
     for epoch in range(EPOCHS):

@@ -61,6 +61,11 @@ def _session(as_json: bool, interrupted: str = INTERRUPTED) -> Iterator[Terminal
         terminal.say(interrupted)
         terminal.result({"error": "Interrupted"})
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except Exception as error:  # a defect: its trace is shown, and a script is told as well
+        terminal.result({"error": type(error).__name__, "message": str(error)})
+        raise
 
 
 def main() -> None:

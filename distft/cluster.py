@@ -10,8 +10,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import warnings
@@ -65,12 +68,16 @@ def connect(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
     with ExitStack() as undo:
         options: dict[str, Any] = {"address": remote}
         if not remote:
+            if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+                # Ray would make one in the home folder, which need not be there, and use it for every cluster.
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             options = {
                 "address": "local",
                 "num_cpus": num_cpus,
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
-                "_temp_dir": undo.enter_context(_scratch()),
+                # Within, because Ray opens its own folder to everybody.
+                "_temp_dir": os.path.join(undo.enter_context(scratch_folder("distft-ray-")), "ray"),
             }
         undo.callback(_end)
         with _interrupted_afterwards():
@@ -102,21 +109,45 @@ def logs_folder() -> str:
     return str(ray.worker.global_worker.node.get_logs_dir_path()) if ray.is_initialized() else "Ray's session folder"
 
 
-@contextmanager
-def _scratch() -> Iterator[str]:
-    """A folder for Ray's sockets and logs, removed unless the block failed: then somebody will want to read them.
+_HEIR = """
+import os, shutil, signal, sys, time
+folder = sys.argv[1]
+if not sys.stdin.read():
+    time.sleep(2)
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as stream:
+                named = folder.encode() in stream.read()
+            if named and int(name) != os.getpid():
+                os.kill(int(name), signal.SIGTERM)
+        except OSError:
+            pass
+    time.sleep(1)
+    shutil.rmtree(folder, ignore_errors=True)
+"""
+"""Waits for the end of the process that started it. Unless that said goodbye, it was killed: then whatever still names
+the folder on its command line is ended, and the folder removed."""
 
-    In /tmp, whatever TMPDIR says, because a socket's path may have no more than 107 characters; and in a folder that
-    only this user may enter, because Ray opens its own to everybody.
+
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[str]:
+    """A folder for the block's processes, which goes with it unless it failed: then somebody will want to read logs.
+
+    Nothing of it stays where this process is killed either. In /tmp, whatever TMPDIR says, because a socket's path may
+    have no more than 107 characters; and only this user may enter it.
     """
-    folder = tempfile.mkdtemp(prefix="distft-ray-", dir="/tmp")
+    folder = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
+    command = [sys.executable, "-I", "-S", "-c", _HEIR, folder]
+    # A session of its own, or Ctrl-C would reach it too.
+    heir = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     failed = False
     try:
-        yield os.path.join(folder, "ray")
+        yield folder
     except RunError:
         failed = True
         raise
     finally:
+        heir.communicate(b"goodbye")
         if not failed:
             shutil.rmtree(folder, ignore_errors=True)
 

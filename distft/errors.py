@@ -24,6 +24,8 @@ pickling, because Ray carries them between processes: every argument is position
 
 from __future__ import annotations
 
+from typing import Any
+
 EXIT_DONE = 0
 EXIT_USER = 2
 EXIT_FAILED = 3
@@ -52,6 +54,16 @@ class DistftError(Exception):
         if self.remedy:
             parts.append(self.remedy)
         return " ".join(part if part.endswith((".", "!", "?", ":")) else part + "." for part in parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as a value, which ``revived`` turns back: Ray would print the trace of one that is raised."""
+        return {"error": type(self).__name__, "args": list(self.args)}
+
+
+def revived(value: dict[str, Any]) -> DistftError:
+    """The error that became this value."""
+    kind: type[DistftError] = globals()[value["error"]]
+    return kind(*value["args"])
 
 
 class UserError(DistftError):

@@ -41,7 +41,7 @@ def export(
 ) -> Manifest:
     """Writes ``<root>/bundle`` whole or not at all, and gives its manifest."""
     dataset = root / "dataset"
-    encoder = Encoder.load(dataset / "encoder")
+    encoder = Encoder.of_dataset(dataset)
     model = job.model.build(encoder.catalog())
     fill(model, weights)
     golden = golden_requests(job, dataset, encoder, Ranker(model, job.model.max_history, encoder))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.errors import DistftError, LockedError
-from distft.storage import Storage, canonical_json
+from distft.storage import Storage, canonical_json, explained
 
 LOCK = ".lock"
 LEASE_S = 60.0
@@ -74,7 +74,8 @@ def _create(storage: Storage, token: str, lease_s: float) -> bool:
         return (_holder(storage) or {}).get("token") == token
     beside = Path(storage.uri) / f"{LOCK}.{token}.part"
     try:
-        beside.write_bytes(_record(token, lease_s))
+        with explained(storage.uri):
+            beside.write_bytes(_record(token, lease_s))
         os.link(beside, Path(storage.uri) / LOCK)
     except FileExistsError:
         return False

@@ -74,9 +74,13 @@ def run(context: Context, stages: tuple[StageName, ...]) -> dict[str, dict[str, 
             f"some of {', '.join(STAGES)}",
             "Take them out of the job's stages.",
         )
+    if "prepare" not in stages:
+        _dataset(context)
     summaries: dict[str, dict[str, Any]] = {}
     with locked(context.root), ExitStack() as started:
         context.root.sweep()
+        for name in stages:  # before the first one works for hours
+            _refuse_changes(context, name, {"keys": _keys(context, name)})
         for name in stages:
             summaries[name] = _bring_up_to_date(context, name, started)
     return summaries
@@ -100,34 +104,42 @@ def _bring_up_to_date(context: Context, name: str, started: ExitStack) -> dict[s
 
 def fingerprint(context: Context, name: str) -> dict[str, Any]:
     """What the artefact of a stage is made from: the job keys it declares, and its inputs."""
-    stage = STAGES[name]
+    return {"stage": name, "keys": _keys(context, name), "inputs": STAGES[name].inputs(context)}
+
+
+def _keys(context: Context, name: str) -> dict[str, Any]:
     values = context.job.model_dump(mode="json", by_alias=True)
-    keys = {key: value for key, value in _flatten(values) if _declared(key, stage.keys)}
-    return {"stage": name, "keys": keys, "inputs": stage.inputs(context)}
+    return {key: value for key, value in _flatten(values) if _declared(key, STAGES[name].keys)}
 
 
 def _state(context: Context, stage: Stage, name: str, made_from: dict[str, Any]) -> str:
     """One of "finished" and "unfinished" (also: to be made again). Raises StageChangedError."""
+    _refuse_changes(context, name, made_from)
+    manifest = None if context.force else (context.root / stage.artefact).manifest(stage.kind)
+    if manifest is None or manifest.made_from.get("inputs") != made_from["inputs"]:
+        return "unfinished"
+    if manifest.info.get("status", "finished") != "finished":
+        return "unfinished"
+    return "unfinished" if name == "train" and _wants_more(context.job, manifest.info) else "finished"
+
+
+def _refuse_changes(context: Context, name: str, made_from: Mapping[str, Any]) -> None:
+    """Raises StageChangedError where the artefact of a stage was made from other keys, or other inputs if given."""
+    stage = STAGES[name]
     artefact = context.root / stage.artefact
-    manifest = artefact.manifest(stage.kind)
+    manifest = None if context.force else artefact.manifest(stage.kind)
     if manifest is None:
-        return "unfinished"
-    if context.force:
-        if stage.kind == "train":
-            artefact.delete_tree()
-        return "unfinished"
-    keys = _changes(manifest.made_from.get("keys", {}), made_from["keys"])
-    inputs = _changes(manifest.made_from.get("inputs", {}), made_from["inputs"])
-    if keys or (inputs and not stage.derived):
-        changes = "; ".join([*keys, *(f"input {change}" for change in inputs)])
+        return
+    changes = _changes(manifest.made_from.get("keys", {}), made_from["keys"])
+    if "inputs" in made_from and not stage.derived:
+        inputs = _changes(manifest.made_from.get("inputs", {}), made_from["inputs"])
+        changes += [f"input {change}" for change in inputs]
+    if changes:
         raise StageChangedError(
-            f"{artefact} was made by the stage {name} from something else: {changes}",
+            f"{artefact} was made by the stage {name} from something else: {'; '.join(changes)}",
             "the job that made it",
             f"Set it back, use another --storage, or make the stage again with --force (which replaces {artefact}).",
         )
-    if inputs or manifest.info.get("status", "finished") != "finished":
-        return "unfinished"
-    return "unfinished" if name == "train" and _wants_more(context.job, manifest.info) else "finished"
 
 
 def _wants_more(job: Job, info: Mapping[str, Any]) -> bool:
@@ -170,8 +182,13 @@ def _declared(key: str, declared: tuple[str, ...]) -> bool:
 
 
 def _identity(context: Context) -> dict[str, Any]:
-    sources = context.job.data.events
-    return {f"data.events.{index}": source.open().identity() for index, source in enumerate(sources)}
+    from distft.data.sources.inputs import find_inputs
+
+    data = context.job.data
+    logs = {f"data.events.{index}": source.open().identity() for index, source in enumerate(data.events)}
+    tables = {"data.items": data.items, "data.users": data.users}
+    files = {key: [one.identity() for one in find_inputs(table.path)] for key, table in tables.items() if table}
+    return {**logs, **files}
 
 
 def _dataset_sha(context: Context) -> dict[str, Any]:
@@ -202,7 +219,10 @@ def _export_inputs(context: Context) -> dict[str, Any]:
 
 def _metrics(context: Context) -> dict[str, Any] | None:
     report = context.root / "report"
-    value: dict[str, Any] | None = report.read_json("metrics.json") if report.exists(MANIFEST) else None
+    if not report.exists(MANIFEST):
+        return None
+    report.verified("report", below="metrics.json")
+    value: dict[str, Any] = report.read_json("metrics.json")
     return value
 
 
@@ -213,10 +233,21 @@ def trained(context: Context) -> Storage:
     """
     source = context.from_ or ("finetune" if "finetune" in context.job.stages else "train")
     if source not in ("train", "finetune"):
-        return Storage(source)
+        found = Storage(source)
+        if not found.exists(MANIFEST):
+            raise ArtefactError(
+                f"There is no checkpoint or bundle at {found}",
+                "train, finetune, or the folder of one",
+                "Correct --from.",
+            )
+        return found
     run_folder = context.root / source
     if not run_folder.exists("best.json"):
-        raise ArtefactError(f"There is no trained model at {run_folder}", "", f"Run 'distft {source}' first.")
+        wanted = "a run of the stage that ended a first epoch"
+        raise ArtefactError(f"There is no trained model at {run_folder}", wanted, f"Run the stage {source} first.")
+    manifest = run_folder.manifest("train")
+    if manifest and "best.json" in manifest.files:
+        run_folder.verify_file("best.json", manifest.files["best.json"])
     return run_folder / str(run_folder.read_json("best.json")["checkpoint"])
 
 
@@ -229,7 +260,8 @@ def _prepare(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
 def _train(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
     from distft.train.driver import train
 
-    return vars(train(context.job, context.root, made_from, progress=context.watcher.metrics))
+    result = train(context.job, context.root, made_from, anew=context.force, progress=context.watcher.metrics)
+    return vars(result)
 
 
 def _evaluate(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -149,11 +149,11 @@ class Storage:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file whole or not at all. Raises StorageError."""
         if self.is_local:
-            with _explained(self.uri):
+            with explained(self.uri):
                 atomic.write_local(Path(self.uri) / name, data)
             return
         system, root = self.filesystem()
-        with _explained(self.uri), system.open_output_stream(f"{root}/{name}") as stream:
+        with explained(self.uri), system.open_output_stream(f"{root}/{name}") as stream:
             stream.write(data)
 
     def read_json(self, name: str) -> Any:
@@ -187,7 +187,7 @@ class Storage:
     def make(self) -> None:
         """Makes the local folder; raises StorageError where that is not allowed. Nothing to do on other storage."""
         if self.is_local:
-            with _explained(self.uri):
+            with explained(self.uri):
                 Path(self.uri).mkdir(parents=True, exist_ok=True)
                 if not os.access(self.uri, os.W_OK):
                     raise PermissionError(errno.EACCES, "no permission to write", self.uri)
@@ -226,25 +226,29 @@ class Storage:
         if not self.exists(MANIFEST):
             return None
         value = self.read_json(MANIFEST)
-        try:
-            manifest = Manifest(**value)
-        except TypeError as error:
+        if not _is_manifest(value):
+            what = f"{self.uri}/{MANIFEST} is not a manifest of distft"
             raise ArtefactError(
-                f"{self.uri}/{MANIFEST} is not a manifest of distft: {error}", "", "Make the artefact again."
-            ) from error
+                what, "the text that distft wrote", "Restore it from a copy, or make the artefact again."
+            )
+        manifest = Manifest(**value)
         if manifest.kind != kind:
             raise ArtefactError(f"{self.uri} holds a {manifest.kind}", f"a {kind}", "Give the path of the right one.")
         return manifest
 
-    def verified(self, kind: str) -> Manifest:
-        """The manifest, after every file that it lists was found whole. Raises ArtefactError naming the first bad."""
+    def verified(self, kind: str, below: str = "") -> Manifest:
+        """The manifest, after every file that it lists ``below`` a name was found whole.
+
+        Raises ArtefactError naming the first one that is not.
+        """
         manifest = self.manifest(kind)
         if manifest is None:
             inside = (self / kind).exists(MANIFEST)
             remedy = f"Did you mean {self.uri}/{kind}?" if inside else f"Make the {kind} first."
             raise ArtefactError(f"There is no {kind} at {self.uri}", f"a folder with a {MANIFEST}", remedy)
         for name, expected in sorted(manifest.files.items()):
-            self.verify_file(name, expected)
+            if name.startswith(below):
+                self.verify_file(name, expected)
         return manifest
 
     def verify_file(self, name: str, expected: Mapping[str, Any]) -> None:
@@ -293,8 +297,17 @@ class Storage:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_manifest(value: Any) -> bool:
+    known = {item.name: None for item in fields(Manifest)}
+    if not isinstance(value, dict) or not {"kind", "files"} <= value.keys() <= known.keys():
+        return False
+    sections = (value.get(name, {}) for name in known if name != "kind")
+    return isinstance(value["kind"], str) and all(isinstance(section, dict) for section in sections)
+
+
 @contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def explained(uri: str) -> Iterator[None]:
+    """Turns an OSError of the block, which writes to ``uri``, into a StorageError with a remedy."""
     try:
         yield
     except OSError as error:

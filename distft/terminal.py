@@ -106,11 +106,11 @@ class Terminal:
 
         names = baselines(metrics)
         table = Table(header_style="")
-        table.add_column("metric")
-        table.add_column("model", justify="right", style="bold")
-        table.add_column("95% interval", justify="right", style="dim")
+        table.add_column("metric", overflow="fold")
+        table.add_column("model", justify="right", style="bold", overflow="fold")
+        table.add_column("95% interval", justify="right", style="dim", overflow="fold")
         for name in names:
-            table.add_column(name.replace("_", " "), justify="right")
+            table.add_column(name.replace("_", " "), justify="right", overflow="fold")
         for row in table_rows(metrics):
             interval = "–".join(f"{bound:.4f}" for bound in row["interval"]) if row["interval"] else ""
             others = ["–" if value is None else f"{value:.4f}" for value in row["baselines"]]
@@ -124,6 +124,8 @@ class Terminal:
     def text_table(self, title: str, rows: Sequence[tuple[str, ...]]) -> None:
         """Rows of words."""
         table = Table(show_header=False)
+        for _ in rows[0]:
+            table.add_column(overflow="fold")
         for row in rows:
             table.add_row(*row)
         self._titled(title, table)
@@ -131,8 +133,8 @@ class Terminal:
     def counts_table(self, title: str, rows: list[tuple[str, Any]]) -> None:
         """Names and numbers."""
         table = Table(show_header=False)
-        table.add_column()
-        table.add_column(justify="right")
+        table.add_column(overflow="fold")
+        table.add_column(justify="right", overflow="fold")
         for name, value in rows:
             table.add_row(name, _shown(value))
         self._titled(title, table)

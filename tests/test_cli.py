@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -11,6 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+from distft.errors import StorageError
+from distft.lock import locked
+from distft.storage import Storage
 
 JOB = """\
 name: shop
@@ -26,7 +31,8 @@ data:
 
 def distft(*arguments: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "distft", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    nowhere = {**os.environ, "HOME": "/dev/null"}  # as in a container with a user of its own
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=nowhere)
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -94,6 +100,15 @@ def test_json_is_alone_on_stdout_also_for_a_mistake(job):
     done = distft("prepare", job, "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"] == "DataError"
+
+
+def test_a_full_disk_is_told_in_a_paragraph(job, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match=r"No space left.*Free some space"), locked(Storage(job.parent / "run")):
+        pass
 
 
 def test_the_data_sets_are_listed_and_an_unknown_one_is_refused(tmp_path):

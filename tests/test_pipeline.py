@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from distft.data.encode import Encoder
 from distft.data.shards import TargetReader
-from distft.errors import ArtefactError, LockedError, StageChangedError, UsageError
+from distft.errors import ArtefactError, DataError, LockedError, StageChangedError, UsageError
 from distft.job import Job
-from distft.jobfile import load_job
+from distft.jobfile import load_job, parse_job
 from distft.lock import locked
 from distft.models.weights import fill, read_weights
 from distft.pipeline import STAGES, Context, Watcher, fingerprint, run, trained
@@ -105,7 +106,7 @@ def test_the_server_side_gives_what_the_evaluator_gave(finished):
 def test_the_place_in_a_served_list_is_the_evaluated_rank(finished):
     """For 200 test users: the target stands in the bundle's list where the checkpoint's ranking puts it."""
     root = Storage(finished.storage)
-    encoder, predictor = Encoder.load(root / "dataset" / "encoder"), Predictor.load(root / "bundle")
+    encoder, predictor = Encoder.of_dataset(root / "dataset"), Predictor.load(root / "bundle")
     model = finished.model.build(encoder.catalog())
     fill(model, read_weights(trained(Context(finished, root))))
     ranker = Ranker(model, finished.model.max_history, encoder)
@@ -159,6 +160,80 @@ def test_more_epochs_continue_and_the_later_stages_follow(copied):
     assert steps == sorted(set(steps)), "no step is taken twice"
     assert max(line["epoch"] for line in lines) == 3
     assert states(more) == [(stage, "skipped") for stage in more.stages]
+
+
+def flip(storage: str, pattern: str) -> str:
+    """Changes one bit in the middle of a file; gives its name."""
+    path = min(Path(storage).glob(pattern))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path.name
+
+
+@pytest.mark.parametrize("pattern", ["dataset/encoder/items.parquet", "dataset/test/*.parquet", "train/best.json"])
+@pytest.mark.parametrize("stage", ["evaluate", "export"])
+def test_a_damaged_input_is_named_and_nothing_is_made_of_it(copied, pattern, stage):
+    root = Storage(copied.storage)
+    before = (root / STAGES[stage].artefact).manifest(STAGES[stage].kind)
+    name = flip(copied.storage, pattern)
+    with pytest.raises(ArtefactError, match=name):
+        states(copied, force=True, stages=(stage,))
+    assert (root / STAGES[stage].artefact).verified(STAGES[stage].kind) == before
+
+
+def test_force_keeps_the_model_where_another_cannot_be_trained(copied):
+    for change in ({"precision": "fp16"}, {"num_streams": 1}):
+        scaling = copied.scaling.model_copy(update={"num_workers": 2})
+        train = copied.train.model_copy(update=change)
+        with pytest.raises(UsageError):
+            states(copied.model_copy(update={"train": train, "scaling": scaling}), force=True, stages=("train",))
+        (Storage(copied.storage) / "train").verified("train")
+
+
+def test_what_a_later_stage_refuses_is_told_before_the_first_one_works(copied):
+    train = copied.train.model_copy(update={"epochs": 9})
+    evaluate = copied.evaluate.model_copy(update={"k": (3,)})
+    before = (Storage(copied.storage) / "train").manifest("train")
+    with pytest.raises(StageChangedError, match="evaluate"):
+        states(copied.model_copy(update={"train": train, "evaluate": evaluate}))
+    assert (Storage(copied.storage) / "train").manifest("train") == before
+
+
+def test_force_makes_an_artefact_again_whose_manifest_is_damaged(copied):
+    manifest = Storage(copied.storage).path / "report" / "manifest.json"
+    for text in ("xx", "{}", '{"kind": "report", "files": null}', "[]"):
+        manifest.write_text(text)
+        with pytest.raises(ArtefactError, match=r"report/manifest\.json"):
+            states(copied, stages=("evaluate",))
+    states(copied, force=True, stages=("evaluate",))
+    (Storage(copied.storage) / "report").verified("report")
+
+
+def test_feature_tables_are_inputs_too(tmp_path):
+    log, items = tmp_path / "log.csv", tmp_path / "items.csv"
+    log.write_text("user,item,time\na,b,1\n")
+    items.write_text("item,kind\nb,mug\n")
+    job = parse_job(f"""
+        name: shop
+        storage: {tmp_path}/run
+        data:
+          events:
+            - {{source: files, path: {log}, event: purchase, columns: {{user_id: user, item_id: item}}}}
+          items: {{path: {items}, columns: {{item_id: item, category: kind}}}}
+        """)
+    before = fingerprint(Context(job, Storage(job.storage)), "prepare")
+    items.write_text("item,kind\nb,cup\n")
+    assert fingerprint(Context(job, Storage(job.storage)), "prepare") != before
+    items.unlink()
+    with pytest.raises(DataError, match=r"items\.csv"):
+        fingerprint(Context(job, Storage(job.storage)), "prepare")
+
+
+def test_a_model_that_is_not_there_is_asked_for_in_plain_words(finished, tmp_path):
+    context = Context(finished, Storage(finished.storage), from_=str(tmp_path / "nothing"))
+    with pytest.raises(ArtefactError, match=r"no checkpoint or bundle at .*--from"):
+        trained(context)
 
 
 def test_two_runs_on_one_storage_are_refused(copied):

@@ -212,6 +212,12 @@ class Encoder:
         storage.write_json("encoder.json", description)
 
     @classmethod
+    def of_dataset(cls, dataset: Storage) -> Encoder:
+        """The encoder of a committed dataset, whose files were found whole. Raises ArtefactError."""
+        dataset.verified("dataset", below="encoder/")
+        return cls.load(dataset / "encoder")
+
+    @classmethod
     def load(cls, storage: Storage) -> Encoder:
         """The encoder in a folder. Raises ArtefactError where it is damaged or of another format."""
         description = storage.read_json("encoder.json")

@@ -7,6 +7,7 @@ so that every metric, interval, slice and paired test is computed from one table
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from distft.cluster import quiet_data
 from distft.data.encode import Encoder
 from distft.data.shards import TargetReader, Targets
-from distft.errors import ArtefactError
+from distft.errors import ArtefactError, DistftError, revived
 from distft.evaluate.baselines import oracle_scores, popularity, recently_seen
 from distft.evaluate.metrics import bootstrap_interval, per_list
 from distft.job import Job
@@ -32,6 +33,9 @@ from distft.topk import target_ranks
 
 BATCH_ROWS = 256
 NUM_PARTS = 64
+ERROR = "error"
+"""The one column of what a task returns that met a mistake of the user."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -58,21 +62,27 @@ def evaluate(
     split_spec = (dump_job(job), dataset.uri, weights.uri, split, num_parts)
 
     def rank_parts(batch: pa.Table) -> Iterator[pa.Table]:
-        for part in batch.column("part").to_pylist():
-            yield from _scorer(*split_spec).rank_part(part)
+        try:
+            scorer = _scorer(*split_spec)
+            tables = [table for part in batch.column("part").to_pylist() for table in scorer.rank_part(part)]
+        except DistftError as error:
+            tables = [pa.table({ERROR: [json.dumps(error.to_json())]})]
+        yield from tables
 
     tables: list[pa.Table] = []
     with quiet_data():
         parts = ray.data.from_items([{"part": part} for part in range(num_parts)], override_num_blocks=num_parts)
         scored = parts.map_batches(rank_parts, batch_size=1, batch_format="pyarrow", num_cpus=1)
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
+            if ERROR in table.column_names:
+                raise revived(json.loads(next(filter(None, table[ERROR].to_pylist()))))
             tables.append(table)
             if progress:
                 progress(f"ranking {split} targets", sum(len(part) for part in tables), num_targets)
     # Parts come back in any order; the table must not depend on it.
     table = pa.concat_tables(tables).sort_by([("part", "ascending"), ("row", "ascending")])
     table = table.drop_columns(["part", "row"])
-    return summarise(job, table, split, Encoder.load(dataset / "encoder").num_items), table
+    return summarise(job, table, split, Encoder.of_dataset(dataset).num_items), table
 
 
 @cache
@@ -87,7 +97,7 @@ class Scorer:
 
     def __init__(self, job: Job, dataset: Storage, weights: Storage, split: str, num_parts: int) -> None:
         self.job, self.dataset, self.split, self.num_parts = job, dataset, split, num_parts
-        self.encoder = Encoder.load(dataset / "encoder")
+        self.encoder = Encoder.of_dataset(dataset)
         model = job.model.build(self.encoder.catalog())
         fill(model, read_weights(weights))
         self.ranker = Ranker(model, job.model.max_history, self.encoder)

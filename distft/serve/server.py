@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 import socket
-import tempfile
 import threading
 import time
 import urllib.error
@@ -117,7 +115,7 @@ def start(
         raise UsageError("Ray Serve runs on this cluster already", "a cluster that serves nothing", "Stop that first.")
     tell("starting Ray Serve", 1, 3)
     with ExitStack() as undo:
-        folder = undo.enter_context(_proxy_folder())
+        folder = Path(undo.enter_context(cluster.scratch_folder("distft-")))
         proxy = proxy_environment(folder, undo.enter_context(reserved_ports()))
         undo.callback(_shutdown)
         app.deploy(f"model-{version}", bundle.uri, job.serve, (host, port), proxy)
@@ -218,16 +216,6 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-@contextmanager
-def _proxy_folder() -> Iterator[Path]:
-    """In /tmp, because the proxy's sockets have long names and a path of a socket may have 107 characters."""
-    folder = Path(tempfile.mkdtemp(prefix="distft-", dir="/tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _shutdown() -> None:

@@ -38,20 +38,28 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 def train(
-    job: Job, root: Storage, made_from: dict[str, Any], *, stage: str = "train", progress: Progress | None = None
+    job: Job,
+    root: Storage,
+    made_from: dict[str, Any],
+    *,
+    stage: str = "train",
+    anew: bool = False,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Trains ``job`` on ``root/dataset`` into ``root/<stage>``, from the newest checkpoint there if there is one.
 
     ``made_from`` goes into the manifest. ``progress`` is called in this process with each new line of
     metrics.jsonl. A finished training returns at once, unless ``train.epochs`` was raised since, or
-    ``train.early_stopping`` changed. Raises UsageError for a job that cannot run on this cluster, TrainingError
-    where the workers failed too often.
+    ``train.early_stopping`` changed. ``anew`` removes what is there, once it is sure that this job can be trained.
+    Raises UsageError for a job that cannot run on this cluster, TrainingError where the workers failed too often.
     """
     folder = root / stage
-    finished = _finished(folder, job)
+    finished = None if anew else _finished(folder, job)
     if finished is not None:
         return finished
     use_gpu = _check(job, root)
+    if anew:
+        folder.delete_tree()
     folder.make()
     folder.write_bytes("job.yaml", dump_job(job).encode())
     _write_manifest(folder, made_from, {"status": "running"}, {})
@@ -113,11 +121,14 @@ def _check_room(scaling: Scaling, use_gpu: bool) -> None:
         return
     each = " and ".join(f"{need:g} {name}" for name, need in needs.items())
     have = " and ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in needs)
-    raise UsageError(
-        f"{wanted} workers of {each} each do not fit on this cluster of {have}",
-        f"at most {fitting} workers",
-        f"Set scaling.num_workers to {fitting}." if fitting else "Lower scaling.cpus_per_worker.",
-    )
+    if fitting:
+        remedy = f"Set scaling.num_workers to {fitting}."
+    elif not any(node.get("GPU", 0) for node in nodes) and use_gpu:
+        remedy = "Set scaling.use_gpu to auto or false, or use a cluster with GPUs."
+    else:
+        remedy = "Lower scaling.cpus_per_worker."
+    what = f"{wanted} workers of {each} each do not fit on this cluster of {have}"
+    raise UsageError(what, f"at most {fitting} workers", remedy)
 
 
 # -- the run -----------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ class Loop:
         self.job, self.folder, self.dataset, self.report = job, root / stage, root / "dataset", report
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.metric = watched_metric(job)
-        self.encoder = Encoder.load(self.dataset / "encoder")
+        self.encoder = Encoder.of_dataset(self.dataset)
         self.reader = TrainReader(
             self.dataset,
             seed=job.seed,

@@ -97,3 +97,18 @@ def test_two_services_on_one_host_never_answer_for_each_other(tmp_path: Path) ->
             for process in (first, second):
                 process.communicate(timeout=60)
     assert (first.returncode, second.returncode) == (130, 130)
+
+
+def test_a_killed_service_leaves_neither_its_port_nor_its_files(tmp_path: Path) -> None:
+    with serve(write_bundle(Storage(tmp_path))) as process:
+        _, url = started(process)
+        words = {word for one in psutil.Process(process.pid).children() for word in one.cmdline()}
+        folders = [Path(word) for word in words if re.fullmatch(r"/tmp/distft-[a-z0-9_-]+", word)]
+        assert len(folders) == 2 and all(folder.is_dir() for folder in folders)
+        process.kill()
+        process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(folder.exists() for folder in folders):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    server.check_port("127.0.0.1", int(url.rsplit(":", 1)[1]))
