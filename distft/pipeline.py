@@ -268,10 +268,11 @@ def _evaluate(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
     from distft.evaluate.evaluate import evaluate
     from distft.report.evaluation import render
 
-    metrics, _ = evaluate(context.job, context.root / "dataset", trained(context), progress=context.watcher.progress)
+    weights = trained(context)
+    metrics, _ = evaluate(context.job, context.root / "dataset", weights, progress=context.watcher.progress)
     with context.root.replacing("report") as report:
         report.write_json("metrics.json", metrics)
-        report.write_bytes("index.html", render(context.job, context.root, metrics).encode())
+        report.write_bytes("index.html", render(context.job, context.root, metrics, str(weights)).encode())
         report.write_manifest("report", made_from, metrics)
     return metrics
 

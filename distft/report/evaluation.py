@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from distft import __version__
 from distft.job import Job
 from distft.jobfile import dump_job
 from distft.schema import lower_is_better
@@ -20,8 +22,8 @@ from distft.storage import Storage
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 44, 352, 12, 170
 
 
-def render(job: Job, root: Storage, metrics: Mapping[str, Any]) -> str:
-    """The page of one evaluation."""
+def render(job: Job, root: Storage, metrics: Mapping[str, Any], weights: str) -> str:
+    """The page of one evaluation; ``weights`` says of what."""
     environment = Environment(loader=PackageLoader("distft", "report"), autoescape=True, undefined=StrictUndefined)
     dataset = (root / "dataset").manifest("dataset")
     info = dataset.info if dataset else {}
@@ -34,7 +36,10 @@ def render(job: Job, root: Storage, metrics: Mapping[str, Any]) -> str:
         baselines=baselines(metrics),
         rows=table_rows(metrics),
         plots=_plots(job, root),
-        data=accounting(root / "dataset"),
+        data=[*accounting(root / "dataset"), *sizes(root / "dataset")],
+        meanings=MEANINGS,
+        weights=weights,
+        version=__version__,
     )
 
 
@@ -44,6 +49,12 @@ EXCLUDED = {
     "none": "",
 }
 BASELINES = ("popularity", "recently_seen", "oracle")
+MEANINGS = {
+    "popularity": "The same list for everybody: the items with most target events in training.",
+    "recently_seen": "The items of the visitor's own history, the latest first, then the popular ones.",
+    "oracle": "Knows how the made-up shop works and what the visitor did, but not what they came for: the best that "
+    "any recommender could reach.",
+}
 SHOWN = ("hr", "ndcg", "mrr", "coverage")
 
 
@@ -82,6 +93,29 @@ def accounting(dataset: Storage) -> list[tuple[str, int]]:
         reasons = sorted(stats[group]["by_reason"].items())
         rows += [(f"{group}: {reason.replace('_', ' ')}", count) for reason, count in reasons if count]
     return rows
+
+
+def sizes(dataset: Storage) -> list[tuple[str, int | str]]:
+    """How large the dataset and its splits are, and the days that it covers."""
+    if not dataset.exists("stats.json"):
+        return []
+    stats = dataset.read_json("stats.json")
+    rows: list[tuple[str, int | str]] = [(name, stats[name]) for name in ("users", "items") if name in stats]
+    splits = stats.get("splits", {})
+    if splits:
+        rows += [("events to train on", splits["train"]["events"])]
+        rows += [(f"{name} targets", splits[split]["rows"]) for name, split in SPLIT_NAMES.items()]
+    times = stats.get("times", {})
+    names = (("first day", "first_ms"), ("validation from", "valid_start_ms"), ("test from", "test_start_ms"))
+    rows += [(name, _day(times[key])) for name, key in (*names, ("last day", "last_ms")) if key in times]
+    return rows
+
+
+SPLIT_NAMES = {"validation": "valid", "test": "test"}
+
+
+def _day(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, tz=timezone.utc).strftime("%Y-%m-%d")
 
 
 def _plots(job: Job, root: Storage) -> list[dict[str, Any]]:

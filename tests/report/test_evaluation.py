@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from distft.jobfile import load_job
-from distft.report.evaluation import accounting, render, table_rows
+from distft.report.evaluation import accounting, render, sizes, table_rows
 from distft.storage import Storage
 
 METRICS = {
@@ -19,7 +19,11 @@ METRICS = {
     "unknown_target_share": 0.025,
     "exclude_seen": "targets",
     "model": {"hr@1": 0.1, "ndcg@1": 0.1, "recall@10": 0.4, "hr@10": 0.4, "ndcg@10": 0.25, "coverage@10": 0.9},
-    "baselines": {"oracle": {"hr@10": 0.6, "ndcg@10": 0.4}, "popularity": {"hr@10": 0.05, "ndcg@10": 0.02}},
+    "baselines": {
+        "oracle": {"hr@10": 0.6, "ndcg@10": 0.4},
+        "popularity": {"hr@10": 0.05, "ndcg@10": 0.02},
+        "recently_seen": {"hr@10": 0.2, "ndcg@10": 0.1},
+    },
     "intervals": {"hr@10": [0.38, 0.42]},
 }
 
@@ -32,6 +36,9 @@ def root(tmp_path: Path) -> Storage:
         "kept": 80,
         "rejected": {"by_reason": {"missing <user>": 15, "never": 0}},
         "filtered": {"by_reason": {"k_core_item": 5}},
+        "users": 7,
+        "splits": {"train": {"events": 60}, "valid": {"rows": 3}, "test": {"rows": 4}},
+        "times": {"first_ms": 1_704_067_285_714, "last_ms": 1_711_840_018_582, "test_start_ms": 1_711_000_000_000},
     }
     storage.write_json("dataset/stats.json", stats)
     lines = [{"kind": "train", "step": step, "epoch": 1, "loss": 5 - step / 10} for step in range(1, 9)]
@@ -42,15 +49,15 @@ def root(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def page(root: Storage) -> str:
-    return render(load_job("jobs/quickstart.yaml"), root, METRICS)
+    return render(load_job("jobs/quickstart.yaml"), root, METRICS, "train/checkpoints/step-8")
 
 
 def test_rows_leave_out_what_repeats_another_row():
     rows = table_rows(METRICS)
     assert [row["metric"] for row in rows] == ["hr@1", "hr@10", "ndcg@10", "coverage@10"]
     assert rows[1]["interval"] == [0.38, 0.42]
-    assert rows[1]["baselines"] == [0.05, 0.6], "popularity first, the oracle last"
-    assert rows[3]["baselines"] == [None, None]
+    assert rows[1]["baselines"] == [0.05, 0.2, 0.6], "popularity first, the oracle last"
+    assert rows[3]["baselines"] == [None, None, None]
 
 
 def test_every_row_of_the_logs_is_accounted_for(root):
@@ -62,6 +69,18 @@ def test_every_row_of_the_logs_is_accounted_for(root):
     ]
 
 
+def test_the_sizes_and_days_of_the_splits_are_told(root):
+    assert sizes(root / "dataset") == [
+        ("users", 7),
+        ("events to train on", 60),
+        ("validation targets", 3),
+        ("test targets", 4),
+        ("first day", "2024-01-01"),
+        ("test from", "2024-03-21"),
+        ("last day", "2024-03-30"),
+    ]
+
+
 def test_the_page_holds_everything_and_asks_for_nothing(page):
     for text in ("0.4000", "0.3800–0.4200", "0.0500", "1,234", "2.5%", "missing &lt;user&gt;", "kind: transformer"):
         assert text in page, text
@@ -70,7 +89,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(page):
 
 
 def test_a_page_without_training_curves_is_whole(tmp_path):
-    page = render(load_job("jobs/quickstart.yaml"), Storage(tmp_path), METRICS)
+    page = render(load_job("jobs/quickstart.yaml"), Storage(tmp_path), METRICS, "a bundle")
     assert "<svg" not in page and page.rstrip().endswith("</html>")
 
 
@@ -103,6 +122,12 @@ def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(page, 
         driver.get((tmp_path / "index.html").as_uri())
         assert driver.title == "quickstart: evaluation"
         assert driver.get_log("browser") == []
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        table = "return [document.querySelector('.scroll').scrollWidth, document.querySelector('.scroll').clientWidth]"
+        needed, there = driver.execute_script(table)
+        assert needed <= there, "also on a phone all baselines are in sight"
+        for summary in driver.find_elements("css selector", "summary"):
+            summary.click()
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         cells = driver.find_elements("css selector", "td.model")
         assert [cell.text.split()[0] for cell in cells] == ["0.1000", "0.4000", "0.2500", "0.9000"]
