@@ -111,22 +111,23 @@ def logs_folder() -> str:
 
 _HEIR = """
 import os, shutil, signal, sys, time
-folder = sys.argv[1]
-if not sys.stdin.read():
+folder, goodbye = sys.argv[1], sys.stdin.read()
+if not goodbye:
     time.sleep(2)
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as stream:
-                named = folder.encode() in stream.read()
-            if named and int(name) != os.getpid():
-                os.kill(int(name), signal.SIGTERM)
-        except OSError:
-            pass
+for name in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        with open(f"/proc/{name}/cmdline", "rb") as stream:
+            named = folder.encode() in stream.read()
+        if named and int(name) != os.getpid():
+            os.kill(int(name), signal.SIGTERM)
+    except OSError:
+        pass
+if not goodbye:
     time.sleep(1)
     shutil.rmtree(folder, ignore_errors=True)
 """
-"""Waits for the end of the process that started it. Unless that said goodbye, it was killed: then whatever still names
-the folder on its command line is ended, and the folder removed."""
+"""Waits for the word, or the sudden end, of the process that started it, and ends what still names the folder on its
+command line then: nothing, if all went well. After a sudden end it also removes the folder."""
 
 
 @contextmanager
