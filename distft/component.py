@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, model_validator
 
 if TYPE_CHECKING:
     from distft.data.sources.base import Source
@@ -21,10 +23,50 @@ if TYPE_CHECKING:
     from distft.schema import Catalog
 
 
-class Section(BaseModel):
-    """A part of the job file: immutable, and an unknown key is a mistake."""
+MAX_COUNT = 2**31 - 1
+"""Bound of every count: what is above it is a slip of the keyboard, and would overflow where it is used."""
+EVENT_PATTERN = r"^[a-z][a-z0-9_]*$"
+KeyMistake = tuple[tuple[str | int, ...], str]
+"""The path of a key below its section, and what is wrong there."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+class KeyMistakes(ValueError):
+    """What a section's keys get wrong together: for each mistake the path of its key below the section, and words."""
+
+    def __init__(self, *mistakes: KeyMistake) -> None:
+        super().__init__("; ".join(f"{'.'.join(map(str, path))}: {text}" for path, text in mistakes))
+        self.mistakes = mistakes
+
+
+def refuse(mistakes: Sequence[KeyMistake]) -> None:
+    """Raises KeyMistakes if there are any: the last line of a section's check."""
+    if mistakes:
+        raise KeyMistakes(*mistakes)
+
+
+def _event_name(name: str) -> str:
+    if not re.match(EVENT_PATTERN, name) or name.endswith("\n"):
+        raise ValueError("expected lower-case letters, digits and underscores, with a letter first")
+    return name
+
+
+EventName = Annotated[str, AfterValidator(_event_name), Field(json_schema_extra={"pattern": EVENT_PATTERN})]
+
+
+class Section(BaseModel):
+    """A part of the job file: immutable, and an unknown key is a mistake.
+
+    Strict: a quoted number is a text and ``true`` is no 1. Only YAML's lists become the tuples of the keys.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 class ModelConfig(Section):

@@ -7,11 +7,22 @@ the only place where a default is defined. ``jobfile`` reads the YAML and report
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
-from distft.component import LossConfig, ModelConfig, Section, SourceConfig, union
+from distft.component import MAX_COUNT, LossConfig, ModelConfig, Section, SourceConfig, refuse, union
 from distft.losses.softmax.config import Config as Softmax
 from distft.models.transformer.config import Config as Transformer
 from distft.schema import METRIC_PATTERN, POINTWISE_METRICS, RANKING_METRICS
@@ -29,6 +40,11 @@ StageName = Literal["prepare", "train", "tune", "finetune", "evaluate", "export"
 STAGE_ORDER: tuple[StageName, ...] = ("prepare", "tune", "train", "finetune", "evaluate", "export")
 
 
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def _metric(name: str) -> str:
     if not METRIC_PATTERN.match(name):
         family, at, k = name.partition("@")
@@ -38,7 +54,40 @@ def _metric(name: str) -> str:
     return name
 
 
+def _name(name: str) -> str:
+    if not re.fullmatch(NAME_PATTERN[1:-1], name):
+        raise ValueError("expected 1 to 63 lower-case letters, digits and dashes, with no dash at either end")
+    return name
+
+
+def _number_of_workers(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+    """One message for whatever is wrong, instead of one for each form that the key may have."""
+    try:
+        found = parse(value)
+    except ValidationError:
+        found = 0
+    low, high = found if isinstance(found, tuple) else (found, found)
+    if not 1 <= low <= high <= MAX_COUNT:
+        raise ValueError("expected a whole number of at least 1, or [min, max] in that order for elastic training")
+    return found
+
+
+def _no_boolean(value: Any) -> Any:
+    """In Python true equals 1, so that a literal 1 lets it pass."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _use_gpu(value: Any) -> Any:
+    if not isinstance(value, bool) and value != "auto":
+        raise ValueError("expected true, false or auto")
+    return value
+
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
 Metric = Annotated[str, AfterValidator(_metric)]
+NumWorkers = Annotated[int | tuple[int, int], WrapValidator(_number_of_workers)]
+UseGpu = Annotated[bool | Literal["auto"], BeforeValidator(_use_gpu)]
 
 
 class Features(Section):
@@ -56,8 +105,12 @@ class Features(Section):
 class Clean(Section):
     """What prepare drops, and how much it may reject."""
 
-    min_user_events: int = Field(5, ge=1, description="users with fewer events are dropped, iteratively (k-core)")
-    min_item_events: int = Field(5, ge=1, description="items with fewer events are dropped, iteratively (k-core)")
+    min_user_events: int = Field(
+        5, ge=1, le=MAX_COUNT, description="users with fewer events are dropped, iteratively (k-core)"
+    )
+    min_item_events: int = Field(
+        5, ge=1, le=MAX_COUNT, description="items with fewer events are dropped, iteratively (k-core)"
+    )
     max_rejected_share: float = Field(0.05, ge=0, le=1, description="above this share of unusable rows prepare fails")
     drop_duplicates: bool = Field(True, description="keep one of several rows that agree in every field")
 
@@ -91,7 +144,7 @@ class Random(Section):
     @model_validator(mode="after")
     def _something_trains(self) -> Random:
         if self.valid_share + self.test_share >= 1:
-            raise ValueError("valid_share + test_share must leave something to train on")
+            raise ValueError("valid_share + test_share must be less than 1, so that something is left to train on")
         return self
 
 
@@ -107,22 +160,26 @@ class Data(Section):
     clean: Clean = Clean()
     target_events: tuple[str, ...] = Field(("purchase",), min_length=1, description="predicted; others are context")
     split: Split = LeaveOneOut()
-    max_context: int = Field(1000, ge=1, description="events before a target that valid/ and test/ hold")
-    min_token_count: int = Field(2, ge=1, description="query tokens seen less often are unknown")
+    max_context: int = Field(1000, ge=1, le=MAX_COUNT, description="events before a target that valid/ and test/ hold")
+    min_token_count: int = Field(2, ge=1, le=MAX_COUNT, description="query tokens seen less often are unknown")
 
     @model_validator(mode="after")
     def _targets_occur(self) -> Data:
         known = sorted({name for source in self.events for name in source.event_names()})
-        missing = [name for name in self.target_events if name not in known]
-        if missing:
-            raise ValueError(f"target_events {missing} never occur: the logs give {', '.join(known)}")
+        refuse(
+            [
+                (("target_events", index), f"this never occurs: the logs give {', '.join(known)}" + _hint(name, known))
+                for index, name in enumerate(self.target_events)
+                if name not in known
+            ]
+        )
         return self
 
 
 class Zero(Section):
     """DeepSpeed ZeRO: 0 replicates all state; 1 splits the optimiser, 2 also gradients, 3 also parameters."""
 
-    stage: Literal[0, 1, 2, 3] = 2
+    stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_boolean)] = 2
     offload: Literal["none", "cpu"] = Field(
         "none", description="where the optimiser state (stage 3: and weights) rests"
     )
@@ -131,42 +188,44 @@ class Zero(Section):
 class Validate(Section):
     """When the validation split is scored."""
 
-    every_epochs: int = Field(1, ge=1)
+    every_epochs: int = Field(1, ge=1, le=MAX_COUNT)
 
 
 class EarlyStopping(Section):
     """When training ends before its last epoch."""
 
     metric: Metric = "ndcg@10"
-    patience: int = Field(5, ge=1, description="validations without a better value before training ends")
+    patience: int = Field(5, ge=1, le=MAX_COUNT, description="validations without a better value before training ends")
 
 
 class Checkpoint(Section):
     """How often a checkpoint is written, and how many are kept."""
 
-    every_steps: int = Field(200, ge=1)
-    keep: int = Field(2, ge=1, description="latest checkpoints kept; the best one is kept beside them")
+    every_steps: int = Field(200, ge=1, le=MAX_COUNT)
+    keep: int = Field(2, ge=1, le=MAX_COUNT, description="latest checkpoints kept; the best one is kept beside them")
 
 
 class Train(Section):
     """How a model is trained."""
 
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(128, ge=1, description="histories per optimiser step, over all workers")
+    epochs: int = Field(20, ge=1, le=MAX_COUNT)
+    batch_size: int = Field(128, ge=1, le=MAX_COUNT, description="histories per optimiser step, over all workers")
     learning_rate: float = Field(1e-3, gt=0)
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     betas: tuple[float, float] = Field((0.9, 0.98), description="of adam and adamw")
     weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    warmup_steps: int = Field(0, ge=0, le=MAX_COUNT, description="steps over which the learning rate rises from 0")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up, to 0 at the end")
     clip_norm: float = Field(0.0, ge=0, description="largest norm of the whole gradient; 0 does not clip")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero: Zero = Zero()
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed keys, passed through")
     windows: Literal["last", "all"] = Field("last", description="train on a long history's latest window, or on all")
-    max_tokens_per_micro_batch: int = Field(16_384, ge=1, description="padded positions computed at once")
-    num_streams: int = Field(64, ge=1, description="virtual reading streams; bounds the number of workers")
+    max_tokens_per_micro_batch: int = Field(16_384, ge=1, le=MAX_COUNT, description="padded positions computed at once")
+    num_streams: int = Field(
+        64, ge=1, le=MAX_COUNT, description="virtual reading streams; bounds the number of workers"
+    )
     validate_: Validate = Field(Validate(), alias="validate")
     early_stopping: EarlyStopping | None = EarlyStopping()
     checkpoint: Checkpoint = Checkpoint()
@@ -175,17 +234,10 @@ class Train(Section):
 class Scaling(Section):
     """On what the training runs."""
 
-    num_workers: int | tuple[int, int] = Field(1, description="a number, or [min, max] for elastic training")
-    use_gpu: bool | Literal["auto"] = "auto"
-    cpus_per_worker: float = Field(1, gt=0)
-    max_failures: int = Field(3, ge=-1, description="restarts of the worker group; -1 is without limit")
-
-    @model_validator(mode="after")
-    def _workers(self) -> Scaling:
-        low, high = self.worker_range
-        if not 1 <= low <= high:
-            raise ValueError(f"num_workers must be at least 1 and [min, max] in that order, not {self.num_workers}")
-        return self
+    num_workers: NumWorkers = Field(1, description="a number, or [min, max] for elastic training")
+    use_gpu: UseGpu = "auto"
+    cpus_per_worker: float = Field(1, gt=0, le=MAX_COUNT)
+    max_failures: int = Field(3, ge=-1, le=MAX_COUNT, description="restarts of the worker group; -1 is without limit")
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -199,13 +251,13 @@ class Finetune(Train):
     from_: str = Field(alias="from", description="bundle or checkpoint")
     freeze: tuple[str, ...] = Field(("embeddings",), description="layer groups that do not train")
     learning_rate: float = Field(3e-4, gt=0)
-    epochs: int = Field(5, ge=1)
+    epochs: int = Field(5, ge=1, le=MAX_COUNT)
 
 
 class Tune(Section):
     """A search over job keys."""
 
-    num_trials: int = Field(16, ge=1)
+    num_trials: int = Field(16, ge=1, le=MAX_COUNT)
     search: dict[str, dict[str, Any]] = Field(
         default={
             "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
@@ -227,24 +279,24 @@ class Evaluate(Section):
 class Serve(Section):
     """How the service scales and what it accepts."""
 
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: int = Field(4, ge=1)
-    max_k: int = Field(1000, ge=1, description="longest list that a request may ask for")
-    max_batch_size: int = Field(32, ge=1, description="requests answered in one forward pass")
+    min_replicas: int = Field(1, ge=0, le=MAX_COUNT)
+    max_replicas: int = Field(4, ge=1, le=MAX_COUNT)
+    max_k: int = Field(1000, ge=1, le=MAX_COUNT, description="longest list that a request may ask for")
+    max_batch_size: int = Field(32, ge=1, le=MAX_COUNT, description="requests answered in one forward pass")
     batch_wait_s: float = Field(0.005, ge=0, le=1, description="how long the first request of a batch waits")
     request_timeout_s: float = Field(10.0, gt=0)
 
     @model_validator(mode="after")
     def _replicas(self) -> Serve:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+            refuse([(("min_replicas",), f"this is above max_replicas ({self.max_replicas})")])
         return self
 
 
 class Job(Section):
     """One run from event logs to a served model."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="lower case, digits and dashes")
+    name: Name = Field(description="lower case, digits and dashes")
     storage: str = Field(min_length=1, description="folder or URI; every stage writes below it")
     seed: int = Field(1, ge=0, lt=2**31)
     stages: tuple[StageName, ...] = Field(("prepare", "train", "evaluate", "export"), min_length=1)
@@ -258,11 +310,16 @@ class Job(Section):
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
 
+    @field_validator("stages")
+    @classmethod
+    def _stages_in_order(cls, stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
+        wanted = tuple(stage for stage in STAGE_ORDER if stage in stages)
+        if wanted != stages:
+            raise ValueError(f"expected each stage once and in this order: {', '.join(wanted)}")
+        return stages
+
     @model_validator(mode="after")
-    def _stages_in_order(self) -> Job:
-        wanted = tuple(stage for stage in STAGE_ORDER if stage in self.stages)
-        if wanted != self.stages:
-            raise ValueError(f"stages must stand once each and in this order: {', '.join(wanted)}")
+    def _finetune_has_its_section(self) -> Job:
         if "finetune" in self.stages and self.finetune is None:
-            raise ValueError("the stage finetune needs a finetune section with its 'from'")
+            refuse([(("finetune",), "this section is needed, with its key 'from': 'stages' lists finetune")])
         return self

@@ -14,7 +14,19 @@ PACKAGE = ROOT / "distft"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS: list[list[str]] = [
-    ["errors", "schema", "atomic", "storage", "lock", "component", "cluster", "job", "jobfile"],
+    [
+        "errors",
+        "schema",
+        "atomic",
+        "storage",
+        "lock",
+        "component",
+        "cluster",
+        "job",
+        "jobfile",
+        "jobwords",
+        "jobyaml",
+    ],
     ["data", "models", "losses", "evaluate.metrics", "topk"],
     ["ranking"],
     ["train", "evaluate", "export", "report"],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from distft.component import LossConfig
+from distft.component import MAX_COUNT, LossConfig
 
 if TYPE_CHECKING:
     from distft.losses.base import Loss
@@ -18,7 +18,7 @@ class Config(LossConfig):
 
     kind: Literal["softmax"] = "softmax"
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items")
-    max_logits: int = Field(2_000_000, ge=1, description="logits held at once; bounds the loss's memory")
+    max_logits: int = Field(2_000_000, ge=1, le=MAX_COUNT, description="logits held at once; bounds the loss's memory")
 
     def build(self, catalog: Catalog) -> Loss:
         from distft.losses.softmax.loss import Softmax

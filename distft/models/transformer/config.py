@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from distft.component import ModelConfig
+from distft.component import ModelConfig, refuse
 
 if TYPE_CHECKING:
     from distft.models.base import Model
@@ -27,7 +27,7 @@ class Config(ModelConfig):
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Config:
         if self.dim % self.num_heads:
-            raise ValueError(f"num_heads ({self.num_heads}) must divide dim ({self.dim})")
+            refuse([(("num_heads",), f"expected a divisor of dim ({self.dim}), {self.num_heads} is none")])
         return self
 
     def build(self, catalog: Catalog) -> Model:

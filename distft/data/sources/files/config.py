@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distft.component import SourceConfig
+from distft.component import EventName, KeyMistake, SourceConfig, refuse
 from distft.schema import EVENT, EVENT_TYPES, ITEM_ID, QUANTITY, QUERY, TIMESTAMP, USER_ID, VALUE
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class Config(SourceConfig):
     separator: str = Field(",", min_length=1, max_length=1, description="of a CSV")
     header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
     columns: dict[Column, str] = Field(description="our name → the log's column; user_id is needed")
-    event: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*$", description="every row is this event")
-    event_types: dict[str, str] | None = Field(
+    event: EventName | None = Field(None, description="every row is this event")
+    event_types: dict[str, EventName] | None = Field(
         None, description="raw value of columns.event → event type; any other value is rejected"
     )
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "iso"] = Field(
@@ -41,15 +42,22 @@ class Config(SourceConfig):
 
     @model_validator(mode="after")
     def _complete(self) -> Config:
-        if USER_ID not in self.columns:
-            raise ValueError("columns must map user_id")
-        if (self.event is None) == (EVENT not in self.columns):
-            raise ValueError("give either a constant 'event' or a column for it in columns.event")
-        if self.event_types is not None and EVENT not in self.columns:
-            raise ValueError("event_types needs columns.event, the column whose values it translates")
-        if ITEM_ID not in self.columns and self.event_names() != ("search",):
-            raise ValueError("columns must map item_id (only a log of searches may do without)")
+        refuse([*self._column_mistakes(), *self._event_mistakes()])
         return self
+
+    def _column_mistakes(self) -> Iterator[KeyMistake]:
+        if USER_ID not in self.columns:
+            yield ("columns",), "user_id is missing: name the column that holds it, user_id: ..."
+        if ITEM_ID not in self.columns and self.event_names() != ("search",):
+            yield ("columns",), "item_id is missing: name the column that holds it (only searches may do without)"
+
+    def _event_mistakes(self) -> Iterator[KeyMistake]:
+        if self.event is not None and EVENT in self.columns:
+            yield ("event",), "expected this, one event for all rows, or a column for it in columns.event, not both"
+        if self.event is None and EVENT not in self.columns:
+            yield ("event",), "this key is needed, one event for all rows, or else a column for it in columns.event"
+        if self.event_types is not None and EVENT not in self.columns:
+            yield ("event_types",), "this needs columns.event, the column whose values it translates"
 
     def event_names(self) -> tuple[str, ...]:
         if self.event is not None:

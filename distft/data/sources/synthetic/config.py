@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from distft.component import SourceConfig
+from distft.component import MAX_COUNT, SourceConfig
 
 if TYPE_CHECKING:
     from distft.data.sources.base import Source
@@ -32,11 +32,11 @@ class Config(SourceConfig):
     num_items: int = Field(1000, ge=4, le=10_000_000)
     num_categories: int = Field(8, ge=2, le=500)
     num_price_levels: int = Field(3, ge=1, le=20)
-    num_brands: int = Field(24, ge=1, description="each brand sells at one price level")
-    num_styles: int = Field(16, ge=1, description="colours, materials and the like; one an item")
+    num_brands: int = Field(24, ge=1, le=MAX_COUNT, description="each brand sells at one price level")
+    num_styles: int = Field(16, ge=1, le=MAX_COUNT, description="colours, materials and the like; one an item")
     num_user_types: int = Field(6, ge=1, le=100, description="users of a type share their taste")
     days: int = Field(90, ge=1, le=3650, description="length of the log, from 2024-01-01")
-    min_sessions: int = Field(4, ge=1, description="of a user")
+    min_sessions: int = Field(4, ge=1, le=MAX_COUNT, description="of a user")
     mean_sessions: float = Field(14, ge=1, description="of a user, before the cut at max_sessions")
     max_sessions: int = Field(60, ge=1, le=500)
     mean_views: float = Field(2, ge=1, description="of a session, before the cut at max_views")
@@ -55,7 +55,7 @@ class Config(SourceConfig):
     search_share: float = Field(0.3, ge=0, le=1, description="share of sessions, and so of purchases, with a search")
     two_word_share: float = Field(0.5, ge=0, le=1, description="share of searches with two keywords, not one")
     wrong_keyword_share: float = Field(0.1, gt=0, lt=1, description="share of keywords that do not fit the item")
-    min_items_per_keyword: int = Field(20, ge=1, description="every keyword fits at least so many items")
+    min_items_per_keyword: int = Field(20, ge=1, le=MAX_COUNT, description="every keyword fits at least so many items")
 
     @model_validator(mode="after")
     def _sizes_go_together(self) -> Config:
