@@ -60,6 +60,26 @@ def _name(name: str) -> str:
     return name
 
 
+def checked_storage(text: str) -> str:
+    """The text of a storage, unchanged; raises ValueError, in words, for one that would name another place."""
+    if not text.strip():
+        raise ValueError("expected a folder or a URI, this is empty")
+    if text != text.strip() or any(character < " " for character in text):
+        raise ValueError("expected a folder or a URI without spaces around it or control characters in it")
+    if text.startswith(("~", "$")):
+        raise ValueError(f"expected the whole path: {text.split('/')[0]} is not expanded here")
+    scheme, colon, rest = text.partition(":")
+    if not colon or not re.match(r"^[A-Za-z][A-Za-z0-9+.-]+$", scheme) or not rest.startswith("/"):
+        return text
+    if scheme != scheme.lower():
+        raise ValueError(f"expected a scheme in lower case: {scheme.lower()}:{rest}")
+    if scheme == "file" and not re.match(r"^///[^/]", rest):
+        raise ValueError(f"expected three slashes and the whole path: file:///{rest.lstrip('/')}")
+    if not re.match(r"^//[^/]", rest) and scheme not in ("file", "hdfs", "viewfs"):
+        raise ValueError(f"expected two slashes and a name: {scheme}://{rest.lstrip('/') or 'bucket/folder'}")
+    return text
+
+
 def _number_of_workers(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
     """One message for whatever is wrong, instead of one for each form that the key may have."""
     try:
@@ -85,6 +105,7 @@ def _use_gpu(value: Any) -> Any:
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
+StorageText = Annotated[str, AfterValidator(checked_storage), Field(json_schema_extra={"minLength": 1})]
 Metric = Annotated[str, AfterValidator(_metric)]
 NumWorkers = Annotated[int | tuple[int, int], WrapValidator(_number_of_workers)]
 UseGpu = Annotated[bool | Literal["auto"], BeforeValidator(_use_gpu)]
@@ -297,7 +318,7 @@ class Job(Section):
     """One run from event logs to a served model."""
 
     name: Name = Field(description="lower case, digits and dashes")
-    storage: str = Field(min_length=1, description="folder or URI; every stage writes below it")
+    storage: StorageText = Field(description="folder or URI; every stage writes below it")
     seed: int = Field(1, ge=0, lt=2**31)
     stages: tuple[StageName, ...] = Field(("prepare", "train", "evaluate", "export"), min_length=1)
     data: Data

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft.errors import JobError
-from distft.job import Job
+from distft.job import Job, checked_storage
 from distft.jobfile import dump_job, load_job, parse_job, schema
 from distft.storage import canonical_json
 
@@ -244,6 +244,32 @@ def test_event_types_are_named_as_events_are():
     )
     source = parse_job(text.replace("Buy", "view")).data.events[0]
     assert source.event_types == {"1": "view", "2.50": "purchase"}
+
+
+@pytest.mark.parametrize(
+    ("storage", "expected"),
+    [
+        ("''", "expected a folder or a URI, this is empty."),
+        ("' '", "expected a folder or a URI, this is empty."),
+        ("'a '", "without spaces around it"),
+        ('"a\\nb"', "or control characters in it"),
+        ("~/x", "expected the whole path: ~ is not expanded here."),
+        ("$HOME/x", "expected the whole path: $HOME is not expanded here."),
+        ("file:/tmp/x", "expected three slashes and the whole path: file:///tmp/x."),
+        ("file://tmp/x", "expected three slashes and the whole path: file:///tmp/x."),
+        ("S3://b/x", "expected a scheme in lower case: s3://b/x."),
+        ("s3:/b/x", "expected two slashes and a name: s3://b/x."),
+        ("s3://", "expected two slashes and a name: s3://bucket/folder."),
+    ],
+)
+def test_a_storage_that_would_name_another_place_is_refused(storage, expected):
+    line = mistakes(GOOD.replace("runs/shop", storage))[1]
+    assert line.startswith("shop.yaml:2:1: storage: ") and expected in line
+
+
+@pytest.mark.parametrize("storage", ["runs/shop", "/srv/x", ".", "a:b/c", "file:///srv/x", "s3://b/x", "hdfs:///x"])
+def test_a_storage_stays_as_it_is_written(storage):
+    assert checked_storage(storage) == storage
 
 
 def test_overrides_reach_sections_lists_and_absent_keys():
