@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
@@ -23,9 +24,10 @@ from pydantic import (
 )
 
 from distft.component import MAX_COUNT, LossConfig, ModelConfig, Section, SourceConfig, refuse, union
+from distft.deepspeed_keys import train_misfits
 from distft.losses.softmax.config import Config as Softmax
 from distft.models.transformer.config import Config as Transformer
-from distft.schema import METRIC_PATTERN, POINTWISE_METRICS, RANKING_METRICS
+from distft.schema import ITEM_ID, METRIC_PATTERN, POINTWISE_METRICS, RANKING_METRICS, USER_ID
 
 if TYPE_CHECKING:
     AnySource = SourceConfig
@@ -36,6 +38,7 @@ else:
     AnyModel = union("models", "kind")
     AnyLoss = union("losses", "kind")
 
+MAX_DAYS = 36_500
 StageName = Literal["prepare", "train", "tune", "finetune", "evaluate", "export"]
 STAGE_ORDER: tuple[StageName, ...] = ("prepare", "tune", "train", "finetune", "evaluate", "export")
 
@@ -107,6 +110,8 @@ NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
 StorageText = Annotated[str, AfterValidator(checked_storage), Field(json_schema_extra={"minLength": 1})]
 Metric = Annotated[str, AfterValidator(_metric)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Rank = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 NumWorkers = Annotated[int | tuple[int, int], WrapValidator(_number_of_workers)]
 UseGpu = Annotated[bool | Literal["auto"], BeforeValidator(_use_gpu)]
 
@@ -121,6 +126,26 @@ class Features(Section):
     columns: dict[str, str] = Field(description="feature name → column; must name item_id (or user_id)")
     numeric: tuple[str, ...] = Field(("price",), description="features that are numbers; the others are categories")
     text: tuple[str, ...] = Field(("title",), description="features that are only shown to people")
+
+    @model_validator(mode="after")
+    def _features_have_columns(self) -> Features:
+        """The default names may be absent: they are for the tables that have them."""
+        known = list(self.columns)
+        refuse(
+            [
+                ((key, index), f"expected a name of 'columns': {', '.join(known)}" + _hint(name, known))
+                for key, names in (("numeric", self.numeric), ("text", self.text))
+                for index, name in enumerate(names)
+                if name not in self.columns and name not in type(self).model_fields[key].default
+            ]
+        )
+        return self
+
+    def map_key(self, key: str) -> Features:
+        """The same table; raises KeyMistakes where no column holds the key that its rows are found by."""
+        if key not in self.columns:
+            refuse([(("columns",), f"{key} is missing: name the column that holds it, {key}: ...")])
+        return self
 
 
 class Clean(Section):
@@ -151,8 +176,8 @@ class ByTime(Section):
     """The last ``test_days`` are the test, the ``valid_days`` before them the validation."""
 
     by: Literal["time"] = "time"
-    valid_days: float = Field(28, gt=0)
-    test_days: float = Field(28, gt=0)
+    valid_days: float = Field(28, gt=0, le=MAX_DAYS)
+    test_days: float = Field(28, gt=0, le=MAX_DAYS)
 
 
 class Random(Section):
@@ -183,6 +208,16 @@ class Data(Section):
     split: Split = LeaveOneOut()
     max_context: int = Field(1000, ge=1, le=MAX_COUNT, description="events before a target that valid/ and test/ hold")
     min_token_count: int = Field(2, ge=1, le=MAX_COUNT, description="query tokens seen less often are unknown")
+
+    @field_validator("items")
+    @classmethod
+    def _items_have_ids(cls, table: Features | None) -> Features | None:
+        return table and table.map_key(ITEM_ID)
+
+    @field_validator("users")
+    @classmethod
+    def _users_have_ids(cls, table: Features | None) -> Features | None:
+        return table and table.map_key(USER_ID)
 
     @model_validator(mode="after")
     def _targets_occur(self) -> Data:
@@ -234,7 +269,7 @@ class Train(Section):
     learning_rate: float = Field(1e-3, gt=0)
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="of adam and adamw")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="of adam and adamw")
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0, le=MAX_COUNT, description="steps over which the learning rate rises from 0")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up, to 0 at the end")
@@ -291,7 +326,7 @@ class Tune(Section):
 class Evaluate(Section):
     """How the test split is scored; baselines and the server follow the same exclusion rule."""
 
-    k: tuple[int, ...] = Field((1, 5, 10, 20), min_length=1)
+    k: tuple[Rank, ...] = Field((1, 5, 10, 20), min_length=1)
     exclude_seen: Literal["all", "targets", "none"] = Field(
         "all", description="items of the history that are not recommended: all, those of target events, or none"
     )
@@ -338,6 +373,14 @@ class Job(Section):
         if wanted != stages:
             raise ValueError(f"expected each stage once and in this order: {', '.join(wanted)}")
         return stages
+
+    @field_validator("train", "finetune")
+    @classmethod
+    def _deepspeed_can(cls, section: Train | None, info: ValidationInfo) -> Train | None:
+        refuse(
+            [(misfit.path, misfit.words(str(info.field_name))) for misfit in train_misfits(section)] if section else []
+        )
+        return section
 
     @model_validator(mode="after")
     def _finetune_has_its_section(self) -> Job:

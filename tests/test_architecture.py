@@ -26,6 +26,7 @@ LEVELS: list[list[str]] = [
         "jobfile",
         "jobwords",
         "jobyaml",
+        "deepspeed_keys",
     ],
     ["data", "models", "losses", "evaluate.metrics", "topk"],
     ["ranking"],

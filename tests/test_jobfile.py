@@ -39,6 +39,13 @@ def mistakes(text: str, *overrides: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
+def told(lines: list[str], expected: list[str]) -> None:
+    """Asserts that these mistakes are told, in this order, and no other."""
+    assert len(lines) == 1 + len(expected), lines
+    for line, part in zip(lines[1:], expected, strict=True):
+        assert part in line
+
+
 def test_three_mistakes_are_told_at_once_in_the_order_of_the_file():
     text = GOOD + "sed: 2\nmodel: {kind: transformer, dims: 8}\ntrain:\n  epochs: many\n"
     assert mistakes(text) == [
@@ -227,13 +234,78 @@ def test_a_split_of_no_known_kind_is_told_at_its_key():
 
 
 def test_mistakes_of_the_file_and_of_every_override_are_told_together():
-    lines = mistakes(GOOD + "sed: 1\n", "train.epochs=x", "seed=[", "tran.epochs")
-    assert lines[0] == "4 mistakes in shop.yaml:"
+    lines = mistakes(GOOD + "sed: 1\n", "train.epochs=x", "seed=[", "tran.epochs", "train.betas=[3, 4]")
+    assert lines[0] == "6 mistakes in shop.yaml:"
     assert lines[1].startswith("shop.yaml:9:1: sed")
     assert sorted(line.split(": ")[0] for line in lines[2:]) == [
-        "--set seed=[", "--set train.epochs=x",
+        "--set seed=[", "--set train.betas=[3, 4]", "--set train.betas=[3, 4]", "--set train.epochs=x",
         "--set tran.epochs",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ("evaluate: {k: [0, -3]}", ["9:16: evaluate.k.0: 0: expected at least 1", "9:19: evaluate.k.1: -3"]),
+        ("train: {betas: [2, 3]}", ["9:17: train.betas.0: 2: expected less than 1", "9:20: train.betas.1: 3"]),
+        ("train: {batch_size: 3000000000}", ["train.batch_size: 3000000000: expected at most 2147483647"]),
+        ("serve: {min_replicas: 5}", ["9:9: serve.min_replicas: 5: this is above max_replicas (4)"]),
+        ("stages: [finetune]", ["finetune: this section is needed, with its key 'from'"]),
+        ("train: {precision: fp16, zero: {stage: 0}}", ["9:9: train.precision: 'fp16': fp16 is not possible at"]),
+        ("train: {zero: {stage: 0, offload: cpu}}", ["9:26: train.zero.offload: 'cpu': cpu is not possible at"]),
+        (
+            "finetune: {from: x, zero: {stage: 0, offload: cpu}}",
+            ["9:38: finetune.zero.offload: 'cpu': cpu is not possible at finetune.zero.stage 0"],
+        ),
+        (
+            "train: {deepspeed: {zero_optimization: {stage: 3, overlap_com: 1}, amp: 1, fp16: 3}}",
+            [
+                "9:41: train.deepspeed.zero_optimization.stage: 3: cannot be passed through. Set train.zero.stage.",
+                "9:51: train.deepspeed.zero_optimization.overlap_com: 1: is not known. Did you mean zero_opt",
+                "9:68: train.deepspeed.amp: 1: cannot be passed through. DeepSpeed 0.19 removed it",
+                "9:76: train.deepspeed.fp16: 3: is not a mapping of keys.",
+            ],
+        ),
+    ],
+)
+def test_a_job_that_could_never_run_is_refused(extra, expected):
+    told(mistakes(GOOD + extra + "\n"), expected)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("items: {path: x, columns: {id: a}}", ["4:20: data.items.columns: item_id is missing"]),
+        ("users: {path: x, columns: {item_id: a}}", ["4:20: data.users.columns: user_id is missing"]),
+        (
+            "items: {path: x, columns: {item_id: a, price: b}, numeric: [prize], text: [title, b]}",
+            [
+                "4:63: data.items.numeric.0: 'prize': expected a name of 'columns': item_id, price; did you mean",
+                "4:85: data.items.text.1: 'b': expected a name of 'columns': item_id, price.",
+            ],
+        ),
+        ("split: {by: time, valid_days: 1e30}", ["4:21: data.split.valid_days: 1"]),
+    ],
+)
+def test_a_feature_table_or_split_that_could_never_be_used_is_refused(section, expected):
+    told(mistakes(GOOD.replace("data:\n", f"data:\n  {section}\n")), expected)
+
+
+def test_the_default_features_may_be_absent():
+    job = parse_job(GOOD.replace("data:\n", "data:\n  items: {path: x, columns: {item_id: a}}\n"))
+    assert parse_job(dump_job(job)) == job
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("header: [u, i, t, u]", ["9:25: data.events.0.header.3: 'u': this name stands twice."]),
+        ("header: [u, i]", ["7:41: data.events.0.columns.timestamp: 't': expected a name of 'header': u, i."]),
+        ("event_types: {1: view}", ["9:7: data.events.0.event_types: this needs columns.event"]),
+    ],
+)
+def test_a_log_that_could_never_be_read_is_refused(more, expected):
+    told(mistakes(GOOD + f"      {more}\n"), expected)
 
 
 def test_event_types_are_named_as_events_are():

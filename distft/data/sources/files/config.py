@@ -42,7 +42,7 @@ class Config(SourceConfig):
 
     @model_validator(mode="after")
     def _complete(self) -> Config:
-        refuse([*self._column_mistakes(), *self._event_mistakes()])
+        refuse([*self._column_mistakes(), *self._event_mistakes(), *self._header_mistakes()])
         return self
 
     def _column_mistakes(self) -> Iterator[KeyMistake]:
@@ -58,6 +58,17 @@ class Config(SourceConfig):
             yield ("event",), "this key is needed, one event for all rows, or else a column for it in columns.event"
         if self.event_types is not None and EVENT not in self.columns:
             yield ("event_types",), "this needs columns.event, the column whose values it translates"
+
+    def _header_mistakes(self) -> Iterator[KeyMistake]:
+        header = self.header
+        if header is None:
+            return
+        for index, name in enumerate(header):
+            if name in header[:index]:
+                yield ("header", index), "this name stands twice"
+        for ours, theirs in self.columns.items():
+            if theirs not in header:
+                yield ("columns", ours), f"expected a name of 'header': {', '.join(header)}"
 
     def event_names(self) -> tuple[str, ...]:
         if self.event is not None:
