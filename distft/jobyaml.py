@@ -15,6 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 Path = tuple[str | int, ...]
 Places = dict[Path, tuple[int, int]]
@@ -63,6 +64,10 @@ def read_yaml(text: str) -> tuple[Any, Places]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise NotYaml(_in_words(str(error.problem)), *((mark.line + 1, mark.column + 1) if mark else ())) from error
+    except ReaderError as error:
+        at = error.position
+        message = f"the character U+{ord(text[at]):04X} cannot stand in YAML: remove it"
+        raise NotYaml(message, text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)) from error
     except YAMLError as error:
         raise NotYaml(str(error).splitlines()[0]) from error
     except RecursionError as error:  # the parser's own, which comes before the builder's count

@@ -127,6 +127,7 @@ ALIASES = "".join(
         ("a:\n  b: 1\n  c: 2\n  b: 3\n", "shop.yaml:4:3: .*the key 'b' stands twice, first on line 2"),
         ("a: @b\n", "shop.yaml:1:4: .*a text that starts with '@' needs quotes"),
         ("a: b: c\n", "shop.yaml:1:5: .*a text with ': ' in it needs quotes"),
+        ("a: 1\nb: \x07\n", r"shop.yaml:2:4: .*the character U\+0007 cannot stand in YAML"),
         ("a: 'b\n", "a quote is opened and never closed"),
         ("a: *b\n", "there is no anchor &name for the alias 'b'"),
         ('a: "\\ud800"\n', "shop.yaml:1:4: .*half of a character"),
