@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distft.errors import EXIT_FAILED, EXIT_INTERRUPTED, DistftError
+from distft.errors import EXIT_FAILED, EXIT_INTERRUPTED, DistftError, UsageError
 
 if TYPE_CHECKING:
     from distft.job import StageName
@@ -81,7 +81,17 @@ def _load(path: str, overrides: list[str] | None, storage: str | None) -> Any:
     from distft.jobfile import load_job
 
     job = load_job(path, overrides or ())
-    return job if storage is None else job.model_copy(update={"storage": storage})
+    return job if storage is None else job.model_copy(update={"storage": _place("--storage", storage)})
+
+
+def _place(option: str, text: str) -> str:
+    """A folder or URI as given with an option: an empty one, from a variable that is not set, would be the root."""
+    from distft.job import checked_storage
+
+    try:
+        return checked_storage(text)
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}: {error}") from None
 
 
 def _run(
@@ -212,6 +222,7 @@ def serve(
     with _session(json, "Stopped.") as terminal, ExitStack() as running:
         from distft.serve.server import DEFAULT_PORT, free_port, serving
 
+        _place("BUNDLE", bundle)
         listen = port or (free_port(host) if probe else DEFAULT_PORT)
         with terminal.watching("starting the service") as watcher:
             service = running.enter_context(serving(bundle, host, listen, watcher.progress))
@@ -268,6 +279,6 @@ def data_synth(
 
         loaded = _load(job, set_, None)
         with terminal.watching() as watcher:
-            section = synthesize(loaded, out, format_, watcher.progress)
+            section = synthesize(loaded, _place("--out", out), format_, watcher.progress)
         terminal.show(as_yaml(section).rstrip())
         terminal.result(section)

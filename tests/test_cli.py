@@ -81,6 +81,12 @@ def test_a_storage_that_cannot_be_written_is_told(job):
     refused(distft("prepare", job, "--storage", job.parent / "file"), "cannot be written")
 
 
+def test_a_place_that_a_shell_left_empty_is_not_the_root(job):
+    refused(distft("prepare", job, "--storage", ""), "--storage is ''")
+    refused(distft("data", "synth", "jobs/quickstart.yaml", "--out", ""), "--out is ''")
+    refused(distft("serve", "~/bundle"), "BUNDLE is '~/bundle'")
+
+
 def test_a_stage_without_its_input_says_what_to_run(job):
     (job.parent / "log.csv").write_text("user,item,time\n")
     refused(distft("train", job), "There is no dataset", "distft prepare")
