@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distft import __version__
 from distft.errors import EXIT_FAILED, EXIT_INTERRUPTED, DistftError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,21 @@ From = Annotated[str | None, typer.Option("--from", metavar="train|finetune|PATH
 
 
 INTERRUPTED = "Interrupted. What was finished is kept: the same command continues from there."
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"distft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
+    pass
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from distft import __version__
 from distft.errors import StorageError
 from distft.lock import locked
 from distft.storage import Storage
@@ -60,6 +61,7 @@ def test_help_and_check_answer_at_once(job):
     for verb in ("check", "prepare", "train", "evaluate", "export", "run", "serve", "data", "schema"):
         assert verb in shown.stdout
     assert time.monotonic() - started < 5, "the figure is a benchmark; this only catches a heavy import"
+    assert distft("--version").stdout == f"distft {__version__}\n"
     checked = distft("check", job, "--json")
     assert (checked.returncode, json.loads(checked.stdout)["name"]) == (0, "shop")
 
