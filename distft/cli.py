@@ -161,7 +161,7 @@ def prepare(
 def train(
     job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False, force: Force = False
 ) -> None:
-    """Train on dataset/ with Ray Train and DeepSpeed; continues where it stopped."""
+    """Train with Ray Train and DeepSpeed; continues where it stopped."""
     with _session(json) as terminal:
         loaded = _load(job, set_, storage)
         summary = _run(terminal, loaded, ("train",), force)["train"]
@@ -207,7 +207,7 @@ def export(
 def run(
     job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False, force: Force = False
 ) -> None:
-    """Run the job's stages in order; skips what is finished and continues what was interrupted."""
+    """Run the stages in order: skips finished ones, continues the rest."""
     with _session(json) as terminal:
         loaded = _load(job, set_, storage)
         summaries = _run(terminal, loaded, loaded.stages, force)
