@@ -207,7 +207,7 @@ def export(
 def run(
     job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False, force: Force = False
 ) -> None:
-    """Run the stages in order: skips finished ones, continues the rest."""
+    """Run the stages in order; skips those that are finished."""
     with _session(json) as terminal:
         loaded = _load(job, set_, storage)
         summaries = _run(terminal, loaded, loaded.stages, force)

@@ -107,6 +107,7 @@ def test_raw_bytes_that_are_hardly_http(service: Service, client: httpx.Client) 
         b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /%ff%fe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"\x16\x03\x01\x00\xff\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-ID: caf\xe9\r\n\r\n",
     ):
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(raw)
@@ -125,6 +126,7 @@ def test_a_killed_replica_costs_no_request_its_answer(service: Service, client: 
     pid = _replica(f"ray::ServeReplica:model-{service.model_version}")
     body = {"history": as_json(events(2, 5))}
     os.kill(pid, signal.SIGKILL)
+    assert client.get("/readyz").status_code == 503, "it is told, so that nobody is sent here"
     deadline = time.monotonic() + 60
     statuses = []
     while not statuses or statuses[-1] != 200:
@@ -133,6 +135,7 @@ def test_a_killed_replica_costs_no_request_its_answer(service: Service, client: 
         assert response.status_code == 200 or response.headers["retry-after"]
         assert time.monotonic() < deadline
     assert set(statuses) <= {200, 503}
+    assert client.get("/readyz").status_code == 200
     assert _replica(f"ray::ServeReplica:model-{service.model_version}") != pid
 
 
