@@ -4,8 +4,8 @@ Enters: an ``Input``. Leaves: batches of columns under the file's own names, wit
 beside them the records that have no columns at all. Nothing is converted here: the columns of a CSV are bytes, so
 that one bad value never fails a whole block.
 
-Surprising choice: when a CSV record runs over several lines and has the wrong number of columns, a quote was left
-open; each of those lines then counts as one rejected record, so that a swallowed file is not one bad row.
+Surprising choice: a line of a CSV whose quote was left open is a rejected record of its own, and the lines after it
+are read as what they look like; ``quotes.py`` says when that is so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from distft.data.sources.base import rejected_schema
 from distft.data.sources.inputs import Input
+from distft.data.sources.quotes import Block, Blocks, LongLineError
 from distft.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 1 << 23
 BATCH_ROWS = 1 << 17
 
+OPEN_QUOTE = "open quote"
 WRONG_COLUMNS = "wrong number of columns"
 NOT_JSON = "not a JSON object"
 
@@ -74,7 +76,7 @@ def csv_header(source: Input, dialect: CsvDialect) -> tuple[str, ...]:
         raise DataError(f"{source.name} is empty", "a header line and records", "Check the file, or its path.")
     if dialect.header is not None:
         return dialect.header
-    names = next(csv.reader(io.StringIO(text), delimiter=dialect.separator))
+    names = next(csv.reader(text.splitlines(keepends=True), delimiter=dialect.separator))
     return tuple(name.strip() for name in names)
 
 
@@ -82,80 +84,64 @@ def read_csv(source: Input, dialect: CsvDialect) -> Iterator[Records]:
     """The records of a CSV, all columns as bytes; columns of the same name are told apart by a number."""
     header = csv_header(source, dialect)
     names = [name if name not in header[:place] else f"{name}.{place}" for place, name in enumerate(header)]
-    has_header = int(dialect.header is None)
-    bad: list[tuple[int, str]] = []
-
-    def set_aside(row: Any) -> str:
-        bad.append((row.number - has_header, row.text))
-        return "skip"
-
-    numbering = _Numbering()
-    quote = '"' if dialect.quote else False
+    blocks = Blocks(dialect.separator, len(names), dialect.quote, BLOCK_BYTES)
+    num_records = 0
     with source.opened() as stream:
         try:
-            reader = pa_csv.open_csv(
-                stream,
-                read_options=pa_csv.ReadOptions(
-                    use_threads=False,
-                    block_size=BLOCK_BYTES,
-                    column_names=names,
-                    skip_rows=has_header,
-                    encoding=dialect.encoding,
-                ),
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=dialect.separator,
-                    quote_char=quote,
-                    newlines_in_values=dialect.quote,
-                    invalid_row_handler=set_aside,
-                ),
-                convert_options=pa_csv.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False
-                ),
-            )
-            for batch in reader:
-                row, rejected = numbering.take(batch.num_rows, bad)
-                table = pa.Table.from_batches([batch])
-                yield Records(table, row, partial(_csv_texts, table, dialect), rejected)
+            for block in blocks.of(_utf8(stream, dialect), int(dialect.header is None)):
+                records = _csv_records(block, names, dialect, blocks.placeholder, num_records)
+                num_records += len(records.row) + len(records.rejected)
+                yield records
+        except LongLineError as error:
+            raise DataError(
+                f"{source.name} has a line of more than {BLOCK_BYTES >> 20} MiB after record {num_records:,}",
+                "a line end after every record",
+                "Check that it is a CSV whose lines end with a line feed, and split what is longer.",
+            ) from error
         except pa.ArrowInvalid as error:
-            if "Empty CSV file" not in str(error):
-                raise DataError(f"{source.name} is not CSV: {error}", "", "Check its separator and quotes.") from error
-    _, rejected = numbering.take(0, bad)
-    if rejected:
-        empty = pa.schema([(name, pa.binary()) for name in names]).empty_table()
-        yield Records(empty, np.zeros(0, np.int64), lambda places: [], rejected)
+            raise DataError(f"{source.name} is not CSV: {error}", "", "Check its separator and quotes.") from error
 
 
-class _Numbering:
-    """Numbers the records of a CSV: the good ones fill the numbers that the bad ones leave."""
+def _utf8(stream: IO[bytes], dialect: CsvDialect) -> IO[bytes]:
+    return pa.transcoding_input_stream(stream, dialect.encoding, "utf-8")  # type: ignore[no-any-return]
 
-    def __init__(self) -> None:
-        self._parsed = 0  # records that the parser has passed
-        self._extra = 0  # lines that it took for parts of one record
 
-    def take(self, num_good: int, bad: list[tuple[int, str]]) -> tuple[NDArray[np.int64], list[tuple[int, str, str]]]:
-        """Numbers of the next good records, and the bad ones among them (taken out of ``bad``)."""
-        rows: list[NDArray[np.int64]] = []
-        rejected = []
-        while bad:
-            number, text = bad[0]
-            gap = number - self._parsed - 1
-            if gap > num_good:  # it stands in a later batch
-                break
-            rows.append(self._next(gap))
-            num_good -= gap
-            bad.pop(0)
-            lines = text.splitlines() or [""]
-            first = self._parsed + self._extra + 1
-            rejected += [(first + place, WRONG_COLUMNS, line) for place, line in enumerate(lines)]
-            self._parsed += 1
-            self._extra += len(lines) - 1
-        rows.append(self._next(num_good))
-        return np.concatenate(rows), rejected
+def _csv_records(block: Block, names: list[str], dialect: CsvDialect, placeholder: bytes, num_before: int) -> Records:
+    """The records of a block, after ``num_before`` others."""
+    bad: list[tuple[int, str, str]] = []
+    open_lines = iter(block.open)
+    open_text = placeholder.decode()
 
-    def _next(self, count: int) -> NDArray[np.int64]:
-        first = self._parsed + self._extra + 1
-        self._parsed += count
-        return np.arange(first, first + count)
+    def set_aside(row: Any) -> str:
+        reason, text = WRONG_COLUMNS, row.text
+        if text == open_text and (line := next(open_lines, None)) is not None:
+            reason, text = OPEN_QUOTE, line.decode("utf-8", errors="replace")
+        bad.append((num_before + row.number, reason, text))
+        return "skip"
+
+    options = pa_csv.ReadOptions(use_threads=False, block_size=len(block.data) + 1, column_names=names)
+    try:
+        table = pa_csv.read_csv(
+            pa.BufferReader(block.data),
+            read_options=options,
+            parse_options=pa_csv.ParseOptions(
+                delimiter=dialect.separator,
+                quote_char='"' if dialect.quote else False,
+                newlines_in_values=dialect.quote,
+                invalid_row_handler=set_aside,
+            ),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" not in str(error):
+            raise
+        table = pa.schema([(name, pa.binary()) for name in names]).empty_table()  # lines without a character
+    good = np.ones(len(table) + len(bad), np.bool_)
+    good[[number - num_before - 1 for number, _, _ in bad]] = False
+    row = num_before + 1 + np.flatnonzero(good)
+    return Records(table, row, partial(_csv_texts, table, dialect), bad)
 
 
 def _csv_texts(table: pa.Table, dialect: CsvDialect, places: NDArray[np.int64]) -> list[str]:

@@ -67,9 +67,23 @@ def test_an_open_quote_does_not_swallow_the_file_unseen(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text('user,item,when\nu0,a,1600000000\nu1,"a,1600000000\n' + "u2,b,1600000000\n" * 500)
     events, rejected = read(config(path))
-    assert [row["user_id"] for row in events] == ["u0"]
-    assert len(rejected) == 501
-    assert [row["row"] for row in rejected] == list(range(2, 503))
+    assert [(row["row"], row["user_id"]) for row in events] == [
+        (1, "u0"),
+        *((number, "u2") for number in range(3, 503)),
+    ]
+    assert [(row["row"], row["reason"], row["raw"]) for row in rejected] == [(2, "open quote", 'u1,"a,1600000000')]
+
+
+def test_an_open_quote_in_the_last_column_costs_its_own_row(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    plain, search = "u2,b,1600000000,\n", 'u3,b,1600000000,"red shoes"\n'
+    path.write_text(
+        "user,item,when,words\n" + plain + 'u1,b,1600000000,"5 inch phone\n' + plain * 3000 + search + plain
+    )
+    events, rejected = read(config(path, columns=COLUMNS | {"query": "words"}))
+    assert [(row["row"], row["reason"]) for row in rejected] == [(2, "open quote")]
+    assert [row["row"] for row in events] == [1, *range(3, 3005)]
+    assert {row["query"] for row in events} == {None, "red shoes"}
 
 
 def test_undecodable_text_is_a_reject(tmp_path: Path) -> None:
