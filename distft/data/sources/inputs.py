@@ -79,8 +79,19 @@ class Input:
         return int(system.get_file_info(f"{root}/{self.file}").size)
 
     def identity(self) -> dict[str, Any]:
-        """Name, size and SHA-256: equal for equal content, wherever it lies."""
-        return {"name": self.file, **self.folder.describe(self.file)}
+        """Name, size and SHA-256: equal for equal content, wherever it lies. Raises DataError."""
+        try:
+            return {"name": self.file, **self.folder.describe(self.file)}
+        except OSError as error:
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: OSError) -> DataError:
+        """The error for a file that this user cannot read, or that is damaged."""
+        if isinstance(error, PermissionError):
+            remedy = "Give this user the right to read it (chmod +r), or run as its owner."
+            return DataError(f"{self.name} cannot be read: permission denied", "a readable file", remedy)
+        expected = "a readable file" if self.compression is None else f"whole {self.compression} data"
+        return DataError(f"{self.name} cannot be read: {error}", expected, "Check the file, or fetch it again.")
 
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
@@ -93,11 +104,7 @@ class Input:
                     with pa.CompressedInputStream(stream, self.compression) as unpacked:
                         yield unpacked
         except OSError as error:
-            raise DataError(
-                f"{self.name} cannot be read: {error}",
-                "a readable file" if self.compression is None else f"whole {self.compression} data",
-                "Check the file, or fetch it again.",
-            ) from error
+            raise self.unreadable(error) from error
 
     def peek(self) -> bytes:
         """The first bytes, unpacked. Raises DataError if they are not those of a text."""
@@ -158,11 +165,21 @@ def _missing(path: str) -> DataError:
     parts = Path(path.removeprefix("file://")).parts
     if parts[:1] == ("data",) and len(parts) > 2 and not os.path.isdir(os.path.join(*parts[:2])):
         return DataError(what, "", f"Run: distft data fetch {parts[1]}")
-    folder = next((parent for parent in Path(path).parents if parent.is_dir()), None)
+    folder = next((parent for parent in Path(path).parents if os.path.isdir(parent)), None)
     if folder is None or "://" in path:
         return DataError(what, "at least one file", "Check the path.")
-    there = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    try:
+        there = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        remedy = "Give this user the right to list it (chmod +rx), or correct the path."
+        return DataError(f"{what}: its folder {folder} cannot be listed: {error.strerror}", "", remedy)
     wanted = Path(path).relative_to(folder).parts[0]
+    if folder / wanted == Path(path) and wanted in there:
+        what, remedy = (
+            f"{path} is there, but is no file that can be opened",
+            "Check its rights, or where its link goes.",
+        )
+        return DataError(what, "a readable file", remedy)
     near = difflib.get_close_matches(wanted, there, n=3, cutoff=0.4) or there[:5]
     remedy = f"{folder}/ holds: {', '.join(near)}." if near else f"{folder}/ is empty."
     return DataError(what, "", f"{remedy} Relative paths start at {os.getcwd()}.")

@@ -14,6 +14,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
@@ -76,7 +77,7 @@ def csv_header(source: Input, dialect: CsvDialect) -> tuple[str, ...]:
         raise DataError(f"{source.name} is empty", "a header line and records", "Check the file, or its path.")
     if dialect.header is not None:
         return dialect.header
-    names = next(csv.reader(text.splitlines(keepends=True), delimiter=dialect.separator))
+    names = next(csv.reader(io.StringIO(text, newline=None), delimiter=dialect.separator))
     return tuple(name.strip() for name in names)
 
 
@@ -242,8 +243,8 @@ def parquet_names(source: Input) -> tuple[str, ...]:
 def read_parquet(source: Input, names: Sequence[str], groups: range, first_row: int) -> Iterator[Records]:
     """The records of some row groups, in the file's own types; ``first_row``: records before these groups."""
     row = first_row
-    with _parquet(source) as file:
-        wanted = list(dict.fromkeys(names))
+    wanted = list(dict.fromkeys(names))
+    with _parquet(source) as file, _undamaged(source):
         for batch in file.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=wanted, use_threads=False):
             table = pa.Table.from_batches([batch])
             number = np.arange(row + 1, row + 1 + len(table))
@@ -251,9 +252,19 @@ def read_parquet(source: Input, names: Sequence[str], groups: range, first_row: 
             yield Records(table, number, partial(_parquet_texts, table))
 
 
+@contextmanager
+def _undamaged(source: Input) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{source.name} is damaged: {error}", "whole Parquet data", "Fetch it again.") from error
+
+
 def _parquet(source: Input) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(source.folder.open_input(source.file))
+    except PermissionError as error:
+        raise source.unreadable(error) from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"{source.name} is not a Parquet file: {error}", "", "Check the path and format, or fetch the file again."

@@ -13,6 +13,7 @@ import pytest
 from distft.data.sources.base import event_schema, rejected_schema
 from distft.data.sources.files.config import Config
 from distft.errors import DataError
+from distft.storage import Storage
 
 COLUMNS = {"user_id": "user", "item_id": "item", "timestamp": "when"}
 
@@ -262,6 +263,34 @@ def test_a_wrong_column_name(tmp_path: Path) -> None:
 def test_a_binary_file(tmp_path: Path, data: bytes, said: str) -> None:
     (tmp_path / "log.csv").write_bytes(data)
     assert said in mistake(config(tmp_path / "log.csv"))
+
+
+def test_a_file_that_this_user_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "log.csv").write_text("user,item,when\nu,a,1600000000\n")
+    (tmp_path / "log.parquet").write_text("PAR1")
+    monkeypatch.setattr(Storage, "open_input", refuse)
+    for name in ("log.csv", "log.parquet"):
+        assert f"{name} cannot be read: permission denied" in mistake(config(tmp_path / name))
+        with pytest.raises(DataError, match="cannot be read: permission denied"):
+            config(tmp_path / name).open().identity()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "gone.csv")
+    assert "link.csv is there, but is no file that can be opened" in mistake(config(tmp_path / "link.csv"))
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert f"its folder {tmp_path} cannot be listed" in mistake(config(tmp_path / "other.csv"))
+
+
+def test_a_damaged_page_of_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [f"u{n}" for n in range(999)], "item": "a", "when": 1600000000}).write_parquet(
+        path, compression="snappy"
+    )
+    data = bytearray(path.read_bytes())
+    data[40:400] = b"\xff" * 360
+    path.write_bytes(data)
+    assert "log.parquet is damaged" in mistake(config(path))
 
 
 def test_a_truncated_archive(tmp_path: Path) -> None:
