@@ -11,6 +11,7 @@ The partition of a user is ``hashing.hash_ids(user_id)`` modulo the number of pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from distft.data.hashing import hash_ids
 from distft.data.ragged import offsets_of
+from distft.data.writing import writing
 from distft.storage import Storage
 
 if TYPE_CHECKING:
@@ -55,12 +57,17 @@ def partition_of(user_ids: pa.Array, count: int) -> NDArray[np.int64]:
 
 
 class ExchangeWriter:
-    """Writes the events of one read task, partition by partition; ``partitions`` lists the record batches' ones."""
+    """Writes the events of one read task, partition by partition; ``partitions`` lists the record batches' ones.
+
+    Raises StorageError.
+    """
 
     def __init__(self, work: Storage, name: str, count: int) -> None:
+        self._work, self._name = work, name
         system, root = work.filesystem()
-        self._stream = system.open_output_stream(f"{root}/{name}")
-        self._writer = pa.ipc.new_file(self._stream, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+        with writing(work, name):
+            self._stream = system.open_output_stream(f"{root}/{name}")
+            self._writer = pa.ipc.new_file(self._stream, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
         self._count = count
         self._waiting: list[pa.Table] = []
         self.partitions: list[int] = []
@@ -73,8 +80,9 @@ class ExchangeWriter:
     ) -> None:
         if kind is None:
             self._flush()
-        self._writer.close()
-        self._stream.close()
+        with suppress(OSError) if kind is not None else writing(self._work, self._name):
+            self._writer.close()
+            self._stream.close()
 
     def add(self, events: pa.Table) -> None:
         """Takes some events by ``SCHEMA``."""
@@ -91,10 +99,11 @@ class ExchangeWriter:
         table = table.take(np.argsort(partition, kind="stable")).combine_chunks()
         batch = table.to_batches()[0]
         offsets = offsets_of(np.bincount(partition, minlength=self._count)).tolist()
-        for number, (start, end) in enumerate(pairwise(offsets)):
-            if end > start:
-                self._writer.write_batch(batch.slice(start, end - start))
-                self.partitions.append(number)
+        with writing(self._work, self._name):
+            for number, (start, end) in enumerate(pairwise(offsets)):
+                if end > start:
+                    self._writer.write_batch(batch.slice(start, end - start))
+                    self.partitions.append(number)
 
 
 def read_partition(work: Storage, names: Sequence[str], places: Sequence[Sequence[int]]) -> pa.Table:

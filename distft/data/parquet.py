@@ -5,12 +5,13 @@ Enters: an Arrow table and a place in a storage. Leaves: a zstd Parquet file, or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distft.errors import ArtefactError, StorageError
+from distft.data.writing import not_written
+from distft.errors import ArtefactError
 from distft.storage import Storage
 
 ROW_GROUP_ROWS = 1 << 14
@@ -26,10 +27,19 @@ def write_tables(storage: Storage, name: str, schema: pa.Schema, tables: Iterabl
     """Writes the rows of several tables to one file, one table in memory at a time; returns their number.
 
     Folders are made by whoever starts the work, not here: a straggler of a cancelled run must not bring its
-    deleted folder back. Raises StorageError.
+    deleted folder back. Raises StorageError; what ``tables`` raises passes through.
     """
     system, root = storage.filesystem()
     num_rows = 0
+    unread: list[OSError] = []
+
+    def read() -> Iterator[pa.Table]:
+        try:
+            yield from tables
+        except OSError as error:
+            unread.append(error)
+            raise
+
     try:
         with (
             system.open_output_stream(f"{root}/{name}") as stream,
@@ -37,13 +47,13 @@ def write_tables(storage: Storage, name: str, schema: pa.Schema, tables: Iterabl
                 stream, schema, compression="zstd", compression_level=1, store_schema=True, write_page_checksum=True
             ) as writer,
         ):
-            for table in tables:
+            for table in read():
                 writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
                 num_rows += len(table)
     except OSError as error:
-        raise StorageError(
-            f"{storage.uri}/{name} cannot be written: {error}", "", "Check the free space and the permissions there."
-        ) from error
+        if error in unread:
+            raise
+        raise not_written(storage, name, error) from error
     return num_rows
 
 

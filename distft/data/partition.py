@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distft.data.ragged import offsets_of
+from distft.data.writing import writing
 from distft.storage import Storage
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.object_], NDArray[np.int
 
 
 def save_arrays(work: Storage, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Writes named arrays (numbers, or objects that are strings) to a work file."""
+    """Writes named arrays (numbers, or objects that are strings) to a work file. Raises StorageError."""
     columns = {}
     for key, values in arrays.items():
         flat = pa.array(values, pa.string()) if values.dtype == object else pa.array(values)
@@ -113,6 +114,7 @@ def save_arrays(work: Storage, name: str, arrays: Mapping[str, NDArray[Any]]) ->
     system, root = work.filesystem()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
+        writing(work, name),
         system.open_output_stream(f"{root}/{name}") as stream,
         pa.ipc.new_file(stream, table.schema, options=options) as writer,
     ):
