@@ -71,14 +71,25 @@ def rejected_table(file: str, rows: Sequence[tuple[int, str, str]]) -> pa.Table:
 
 
 def csv_header(source: Input, dialect: CsvDialect) -> tuple[str, ...]:
-    """The column names. Raises DataError if the file is empty or binary."""
-    text = source.peek().decode(dialect.encoding, errors="replace").removeprefix("\ufeff")
+    """The column names. Raises DataError if the file is empty or binary, or starts with a blank line."""
+    head = source.peek()
+    try:
+        text = head.decode(dialect.encoding, errors="replace").removeprefix("\ufeff")
+    except LookupError as error:
+        remedy = "Correct its encoding in the job."
+        expected = "one that Python knows, such as utf-8, latin-1 or cp1252"
+        raise DataError(
+            f"There is no encoding '{dialect.encoding}' to read {source.name} in", expected, remedy
+        ) from error
     if not text.strip():
         raise DataError(f"{source.name} is empty", "a header line and records", "Check the file, or its path.")
     if dialect.header is not None:
         return dialect.header
-    names = next(csv.reader(io.StringIO(text, newline=None), delimiter=dialect.separator))
-    return tuple(name.strip() for name in names)
+    names = [name.strip() for name in next(csv.reader(io.StringIO(text, newline=None), delimiter=dialect.separator))]
+    if not any(names):
+        what = f"The first line of {source.name} is blank"
+        raise DataError(what, "the names of its columns", "Delete that line, or name the columns with header: [...].")
+    return tuple(names)
 
 
 def read_csv(source: Input, dialect: CsvDialect) -> Iterator[Records]:
@@ -99,6 +110,9 @@ def read_csv(source: Input, dialect: CsvDialect) -> Iterator[Records]:
                 "a line end after every record",
                 "Check that it is a CSV whose lines end with a line feed, and split what is longer.",
             ) from error
+        except UnicodeDecodeError as error:
+            what = f"{source.name} is not text in {dialect.encoding} after record {num_records:,}"
+            raise DataError(what, "", "Set the encoding that it was written in.") from error
         except pa.ArrowInvalid as error:
             raise DataError(f"{source.name} is not CSV: {error}", "", "Check its separator and quotes.") from error
 
@@ -209,7 +223,9 @@ def _json_text(value: Any) -> str | None:
         return str(int(value))
     if isinstance(value, (int, float)):
         return str(value)
-    return None if value is None else json.dumps(value, sort_keys=True)
+    if value is None:
+        return None
+    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="replace").decode()
 
 
 class _Raw(io.RawIOBase):
@@ -234,10 +250,10 @@ def parquet_groups(source: Input) -> list[tuple[int, int]]:
         return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
-def parquet_names(source: Input) -> tuple[str, ...]:
-    """The column names of a Parquet file."""
+def parquet_schema(source: Input) -> pa.Schema:
+    """The columns of a Parquet file."""
     with _parquet(source) as file:
-        return tuple(file.schema_arrow.names)
+        return file.schema_arrow
 
 
 def read_parquet(source: Input, names: Sequence[str], groups: range, first_row: int) -> Iterator[Records]:

@@ -92,6 +92,8 @@ class Typing:
         series = pl.Series(pl.from_arrow(column))
         if series.dtype in (pl.Categorical, pl.Enum):
             series = series.cast(pl.String)
+        elif series.dtype == pl.List:  # the words of a query
+            series = series.cast(pl.List(pl.String)).list.join(" ", ignore_nulls=True)
         return series.set(series == "", None) if series.dtype == pl.String else series
 
     def _ids(self, texts: dict[str, pl.Series], ours: str, size: int) -> pl.Series:

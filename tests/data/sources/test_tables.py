@@ -56,3 +56,32 @@ def test_mistakes(tmp_path: Path) -> None:
     path.write_text("id,kind,cost,name\n")
     with pytest.raises(DataError, match="holds no records"):
         read_features(features(path), "item_id")
+
+
+def test_an_unknown_encoding(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("id,kind,cost,name\n1,a,1,x\n")
+    with pytest.raises(DataError, match="There is no encoding 'latin-one'"):
+        read_features(features(tmp_path / "items.csv", encoding="latin-one"), "item_id")
+    (tmp_path / "items.csv").write_bytes("id,kind,cost,name\n1,a,1,é\n".encode())
+    with pytest.raises(DataError, match="is not text in ascii"):
+        read_features(features(tmp_path / "items.csv", encoding="ascii"), "item_id")
+
+
+def test_a_numeric_feature_without_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("id,kind,cost,name\n1,a,$1.5,x\n2,a,,x\n3,a,$2,x\n4,a,$9,x\n")
+    with pytest.raises(DataError, match=r"No value of 'price' in .* is a number, for instance: '\$1.5', '\$2', '\$9'"):
+        read_features(features(path), "item_id")
+    path.write_text("id,kind,cost,name\n1,a,,x\n")
+    assert read_features(features(path), "item_id").table["price"].to_pylist() == [None]
+
+
+def test_files_of_a_table_may_differ_in_their_types(tmp_path: Path) -> None:
+    columns = {"item_id": "id", "category": "kind"}
+    pl.DataFrame({"id": [1.0], "kind": ["a"]}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"id": ["2"], "kind": [7]}).write_parquet(tmp_path / "b.parquet")
+    table = read_features(features(tmp_path / "*.parquet", columns=columns), "item_id").table
+    assert table.to_pylist() == [{"item_id": "1", "category": "a"}, {"item_id": "2", "category": "7"}]
+    pl.DataFrame({"id": ["3"], "kind": [["a"]]}).write_parquet(tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="is a list in some files"):
+        read_features(features(tmp_path / "*.parquet", columns=columns), "item_id")

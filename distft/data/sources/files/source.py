@@ -6,11 +6,11 @@ then of the records.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
 from distft.data.sources.base import EventBatch, FeatureTable, Oracle, ReadTask
+from distft.data.sources.columns import ID, NUMBER, TIME, WORDS, Kind, check_columns, check_keys, check_types
 from distft.data.sources.files.config import Config
 from distft.data.sources.inputs import Format, Input, find_inputs
 from distft.data.sources.records import (
@@ -18,18 +18,23 @@ from distft.data.sources.records import (
     Records,
     csv_header,
     parquet_groups,
-    parquet_names,
+    parquet_schema,
     read_csv,
     read_jsonl,
     read_parquet,
 )
 from distft.data.sources.typed import Mapping, Typing
 from distft.errors import DataError
-from distft.schema import EVENT_TYPES, TIMESTAMP
+from distft.schema import EVENT, EVENT_TYPES, ITEM_ID, QUANTITY, QUERY, TIMESTAMP, USER_ID, VALUE
 from distft.storage import Storage
 
 TASK_BYTES = 1 << 26
 """Row groups of a Parquet file are read together up to this size."""
+
+_NEEDED = (USER_ID, ITEM_ID, EVENT, TIMESTAMP)
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys((USER_ID, ITEM_ID, EVENT), ID), TIMESTAMP: TIME, QUERY: WORDS, VALUE: NUMBER, QUANTITY: NUMBER,
+}  # fmt: skip
 
 
 class Files:
@@ -98,10 +103,15 @@ class Files:
 
     def _check(self, source: Input) -> None:
         kind = self._format(source)
+        columns = self._mapping.columns
         if kind == "csv":
-            check_columns(source, csv_header(source, self._dialect), self._mapping.columns)
-        elif kind == "parquet":
-            check_columns(source, parquet_names(source), self._mapping.columns)
+            check_columns(source, csv_header(source, self._dialect), columns)
+        elif kind == "jsonl":
+            check_keys(source, source.peek(), columns, _NEEDED)
+        else:
+            schema = parquet_schema(source)
+            check_columns(source, tuple(schema.names), columns)
+            check_types(source, schema, columns, _KINDS)
 
 
 def group_runs(groups: list[tuple[int, int]]) -> Iterator[tuple[range, int, int]]:
@@ -112,18 +122,3 @@ def group_runs(groups: list[tuple[int, int]]) -> Iterator[tuple[range, int, int]
         if size >= TASK_BYTES or place == len(groups) - 1:
             yield range(start, place + 1), first_row, size
             start, first_row, rows, size = place + 1, first_row + rows, 0, 0
-
-
-def check_columns(source: Input, there: tuple[str, ...], wanted: dict[str, str]) -> None:
-    """Raises DataError for the first column that the file lacks, with the names that it has."""
-    for ours, theirs in wanted.items():
-        if theirs in there:
-            continue
-        near = difflib.get_close_matches(theirs, there, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else "Correct data.events.columns."
-        if len(there) == 1 and (separator := next((mark for mark in "\t;|" if mark in there[0]), None)):
-            hint = f"The header holds {separator!r}: set separator: {separator!r}."
-        elif not near and any(name.strip("-.").replace(".", "").isdigit() for name in there):
-            hint = "Its first line looks like data: name the columns with header: [...]."
-        listed = ", ".join(there[:30])
-        raise DataError(f"{source.name} has no column '{theirs}' (for {ours})", f"one of its columns: {listed}", hint)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from distft.data.sources.base import EventBatch, FeatureTable, Oracle, ReadTask
-from distft.data.sources.files.source import check_columns
+from distft.data.sources.columns import check_columns
 from distft.data.sources.inputs import Input, find_inputs
 from distft.data.sources.movielens.config import Config
 from distft.data.sources.records import CsvDialect, csv_header, read_csv
