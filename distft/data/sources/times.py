@@ -1,8 +1,11 @@
 """Timestamps in the forms that logs use → milliseconds since 1970 in UTC.
 
 A number is seconds, milliseconds, microseconds or nanoseconds; ``auto`` tells by the size of the first ones of a
-file. Any other text is ISO 8601; without a zone it is UTC. Times before 1970 and from 2100 on are no times of a
-shop's log and come out as null.
+file. Any other text is ISO 8601, with - or / in its date; without a zone it is UTC. Times before 1970 and from 2100
+on are no times of a shop's log and come out as null.
+
+Surprising choice: where most of the first numbers are dates such as 20240131 (from 1990 on), ``auto`` takes all for
+dates: as seconds they would be a few days of 1970.
 """
 
 from __future__ import annotations
@@ -14,8 +17,19 @@ UNIT_PER_MS = {"s": 1e-3, "ms": 1.0, "us": 1e3, "ns": 1e6}
 _SIZES = ((1e8, "s"), (1e11, "s"), (1e14, "ms"), (1e17, "us"), (float("inf"), "ns"))
 """Upper bound of the numbers of each size, and their unit. The first, before 1973, is for logs of small numbers."""
 
-_LOCAL = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M")
-_ZONED = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z")
+FORMS = (
+    "numbers (s, ms, us or ns since 1970), 2024-01-31, 2024/01/31 or 20240131, and 2024-01-31T12:00:00 with or without "
+    "T, seconds, fraction and zone"
+)
+"""What is understood, for people."""
+
+_LOCAL = (
+    "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M",
+    "%Y/%m/%d %H:%M:%S%.f", "%Y/%m/%d %H:%M", "%Y/%m/%d",
+)  # fmt: skip
+_ZONED = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z", "%Y-%m-%d %H:%M%#z")
+_TEXT, _DATE = -1, -2
+_FIRST_DATE, _LAST_DATE = 19900101, 20991231
 
 
 class Clock:
@@ -23,7 +37,7 @@ class Clock:
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
-        self._size: int | None = None  # of auto: which of _SIZES, -1 for text
+        self._size: int | None = None  # of auto: which of _SIZES, or _TEXT or _DATE
 
     def read(self, column: pl.Series) -> pl.Series:
         """Milliseconds, int64; null where there is no time."""
@@ -36,7 +50,9 @@ class Clock:
                 self._size = _size(column)
             if self._size is None:
                 return pl.Series([None], dtype=pl.Int64).new_from_index(0, len(column))
-            unit = "iso" if self._size < 0 else _SIZES[self._size][1]
+            if self._size == _DATE:
+                return _plausible(_dates(_numbers(column)))
+            unit = "iso" if self._size == _TEXT else _SIZES[self._size][1]
         if unit == "iso":
             return _plausible(_iso(column.cast(pl.String)))
         numbers = _numbers(column)
@@ -66,13 +82,18 @@ def _milliseconds(column: pl.Series, numbers: pl.Series, unit: str) -> pl.Series
 
 
 def _size(column: pl.Series) -> int | None:
-    """Which of ``_SIZES`` the middle one of the numbers has; -1 if most are none; None if there are no values."""
+    """Which of ``_SIZES`` the middle one of the numbers has; _TEXT if most are none, _DATE if most are dates.
+
+    None if there are no values.
+    """
     present = column.drop_nulls()
     if not len(present):
         return None
     numbers = _numbers(present).drop_nulls()
     if 2 * len(numbers) < len(present):
-        return -1
+        return _TEXT
+    if 2 * _dates(numbers).count() > len(numbers):
+        return _DATE
     middle = float(numbers.abs().sort()[len(numbers) // 2])
     return next(place for place, (bound, _) in enumerate(_SIZES) if middle < bound)
 
@@ -80,6 +101,13 @@ def _size(column: pl.Series) -> int | None:
 def _of_size(numbers: pl.Series, size: int) -> pl.Series:
     lower = _SIZES[size - 1][0] if size else 0.0
     return ((numbers >= lower) & (numbers < _SIZES[size][0])).fill_null(False)
+
+
+def _dates(numbers: pl.Series) -> pl.Series:
+    """Milliseconds of numbers such as 20240131; null for those that are no date."""
+    whole = numbers.set(~numbers.is_between(_FIRST_DATE, _LAST_DATE).fill_null(False), None)
+    days = whole.cast(pl.Int64).cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    return days.cast(pl.Datetime("ms")).dt.epoch("ms")
 
 
 def _iso(column: pl.Series) -> pl.Series:

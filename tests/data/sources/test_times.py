@@ -21,6 +21,13 @@ MS = 1_600_000_000_250
         ("2020-09-13T10:26:40-0200", MS - 250),
         ("2020-09-13 12:26", MS - 40_250),
         ("2020-09-13", 1_599_955_200_000),
+        ("2020-09-13T12:26Z", MS - 40_250),
+        ("2020-09-13 14:26+02:00", MS - 40_250),
+        ("2020/09/13 12:26:40", MS - 250),
+        ("2020/09/13 12:26", MS - 40_250),
+        ("2020/09/13", 1_599_955_200_000),
+        ("20200913", 1_599_955_200_000),
+        ("20200913.0", 1_599_955_200_000),
         ("1600000000", MS - 250),
         ("1600000000.25", MS),
         ("1600000000250", MS),
@@ -49,6 +56,18 @@ def test_the_first_batch_decides_for_the_file() -> None:
 
 def test_small_numbers_are_seconds_where_all_are_small() -> None:
     assert Clock("auto").read(pl.Series(["1", "2", "3"])).to_list() == [1000, 2000, 3000]
+
+
+def test_numbers_that_are_dates_are_dates_where_most_are() -> None:
+    clock = Clock("auto")
+    assert clock.read(pl.Series([20200913, 20200931, 20200913])).to_list() == [
+        1_599_955_200_000,
+        None,
+        1_599_955_200_000,
+    ]
+    assert clock.read(pl.Series([1_600_000_000])).to_list() == [None]
+    assert Clock("auto").read(pl.Series([20200914, 20200957, 20200988])).to_list()[1] == 20_200_957_000
+    assert Clock("s").read(pl.Series([20200913])).to_list() == [20_200_913_000]
 
 
 @pytest.mark.parametrize(("unit", "number"), [("s", 15), ("ms", 15_000), ("us", 15_000_000), ("ns", 15_000_000_000)])
