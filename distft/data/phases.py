@@ -24,7 +24,6 @@ from distft.data.partition import load_arrays
 from distft.data.split import Plan, plan_split
 from distft.data.stats import Account, check_leaks
 from distft.data.vocabulary import build_encoder, encode_users, item_features, user_features, write_users
-from distft.errors import DataError
 from distft.schema import NUM_RESERVED, SPLITS
 
 if TYPE_CHECKING:
@@ -56,7 +55,8 @@ class Phases:
             self._account.kept.update(one["kept"])
         self._account.check_kept(minimum)
         self._account.check_sum()
-        self._check_targets(np.sum([one["targets"] for one in counted], axis=0).tolist(), plan)
+        targets = np.sum([one["targets"] for one in counted], axis=0).tolist()
+        self._account.check_targets(targets, self._job.data.target_events, plan, span)
         users = [one["users"] for one in counted]
         encoder = self._encoder()
         encoder.save(self._context.staging / "encoder")
@@ -91,17 +91,6 @@ class Phases:
         if not filled:
             self._account.check_kept((1, 1))
         return min(one["first_ms"] for one in filled), max(one["last_ms"] for one in filled)
-
-    def _check_targets(self, targets: list[int], plan: Plan) -> None:
-        wanted = " or ".join(self._job.data.target_events)
-        if not targets[0]:
-            raise DataError(
-                f"No {wanted} event is left to train on", "target events in the training part",
-                "Shorten the windows of data.split, lower data.clean's minima, or give more data.",
-            )  # fmt: skip
-        if not targets[2]:
-            need = "a user with three of them" if plan.by == "leave_one_out" else "some in the test window"
-            raise DataError(f"No {wanted} event is left to test on", need, "Change data.split, or give more data.")
 
     def _encoder(self) -> Encoder:
         work = self._context.work

@@ -6,14 +6,28 @@ rows in = kept + rejected (with cancellations, which are set aside) + filtered, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distft.data.sources.typed import CANCELLATION
+from distft.data.clean import CANCELLED, K_CORE_ITEM, K_CORE_USER
+from distft.data.sources.records import OPEN_QUOTE, WRONG_COLUMNS
+from distft.data.sources.times import FORMS
+from distft.data.sources.typed import BAD_TIMESTAMP, CANCELLATION, UNDECODABLE
+from distft.data.split import DAY_MS, TEST, TRAIN, Plan
 from distft.errors import DataError, LeakError
 
 NUM_EXAMPLES = 3
+
+HOPELESS_SHARE = 0.9
+"""From this share of unusable rows on it is no remedy to allow for them."""
+
+_REMEDIES = {
+    BAD_TIMESTAMP: f"Timestamps may be {FORMS}: convert the column, or correct its mapping and timestamp_unit",
+    WRONG_COLUMNS: "Correct the separator of the log, or its lines",
+    OPEN_QUOTE: "Close or remove the quotes",
+    UNDECODABLE: "Convert the log to UTF-8",
+}
 
 
 @dataclass
@@ -46,11 +60,14 @@ class Account:
         reasons = Counter({reason: count for reason, count in self.rejected.items() if reason != CANCELLATION})
         reason, count = min(reasons.items(), key=lambda one: (-one[1], one[0]))
         examples = "; ".join(self.examples[reason])
+        remedy = _REMEDIES.get(reason, "Correct the mapping of the log")
+        if share < HOPELESS_SHARE:
+            remedy += ", or raise data.clean.max_rejected_share"
         raise DataError(
             f"{sum(reasons.values()):,} of {self.rows_in:,} rows are unusable ({share:.1%}), most of them ({count:,}) "
             f"for '{reason}': {examples}",
             f"at most {max_share:.1%}",
-            "Correct the mapping of the log, or raise data.clean.max_rejected_share.",
+            remedy,
         )
 
     @property
@@ -62,12 +79,59 @@ class Account:
         """Raises DataError if nothing is left after cleaning."""
         if self.kept.total():
             return
-        lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted((self.rejected + self.filtered).items()))
+        gone = self.rejected + self.filtered
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(gone.items()))
+        expected, remedy = "rows that are usable and not cancelled", "Correct the mapping of the log."
+        if self.k_core:
+            expected = f"users with {minimum[0]} events and items with {minimum[1]}"
+            remedy = "Lower data.clean.min_user_events and min_item_events, or give more data."
+        elif gone[CANCELLATION] + gone[CANCELLED]:
+            remedy = "Check the sign of the column that is mapped as quantity: a negative one cancels a purchase."
         raise DataError(
-            f"No rows are left after cleaning: of {self.rows_in:,} rows went {lost or 'none'}",
-            f"users with {minimum[0]} events and items with {minimum[1]}",
-            "Lower data.clean.min_user_events and min_item_events, or give more data.",
+            f"No rows are left after cleaning: of {self.rows_in:,} rows went {lost or 'none'}", expected, remedy
         )
+
+    @property
+    def k_core(self) -> int:
+        """Events that fell for their user or item having too few."""
+        return self.filtered[K_CORE_USER] + self.filtered[K_CORE_ITEM]
+
+    def check_targets(
+        self, targets: Sequence[int], wanted: Sequence[str], plan: Plan, span_ms: tuple[int, int]
+    ) -> None:
+        """Raises DataError if no event is left to train or to test on; ``targets``: those of TRAIN, VALID and TEST."""
+        if targets[TRAIN] and targets[TEST]:
+            return
+        aim = "test" if targets[TRAIN] else "train"
+        kept, read = (sum(counts[name] for name in wanted) for counts in (self.kept, self.read))
+        names = " or ".join(wanted)
+        what = f"No {names} event is left to {aim} on: of {read:,} in the log, {kept:,} were kept"
+        if self.k_core:
+            what += f", {self.k_core:,} events of all types fell to the minima of data.clean"
+        if plan.by == "time":
+            days = (span_ms[1] - span_ms[0]) / DAY_MS
+            valid = (plan.test_start_ms - plan.valid_start_ms) / DAY_MS
+            test = (span_ms[1] + 1 - plan.test_start_ms) / DAY_MS
+            what += f"; the log spans {days:.1f} days, of which data.split takes the last {valid:g} + {test:g}"
+        need = f"{names} events in the {aim}ing part"
+        if plan.by == "leave_one_out" and aim == "test":
+            need = "a user with three of them"
+        raise DataError(what, need, self._target_remedy(read, kept, aim, plan))
+
+    def _target_remedy(self, read: int, kept: int, aim: str, plan: Plan) -> str:
+        if not read:
+            return "Correct event_types of data.events, or data.target_events."
+        if not kept and not self.k_core:
+            return "See what was filtered: they are duplicates or cancelled, so check the mapping of quantity."
+        if not kept:
+            return "Lower data.clean's minima, or give more data."
+        if plan.by == "time":
+            change = "Shorten the windows" if aim == "train" else "Lengthen the test window"
+            lower = " lower data.clean's minima," if self.k_core and aim == "train" else ""
+            return f"{change} of data.split,{lower} or give more data."
+        if plan.by == "random":
+            return "Change the shares of data.split, or give more data."
+        return "Give more data, or use data.split: {by: time, ...}."
 
     def check_sum(self) -> None:
         """The account must close: anything else is a mistake of prepare."""

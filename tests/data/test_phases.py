@@ -176,6 +176,51 @@ def test_a_k_core_that_leaves_nothing_says_so(tmp_path: Path) -> None:
         prepared(tmp_path, clean=clean, split=LEAVE_ONE_OUT)
 
 
+def purchases(folder: Path, records: list[str], **data: Any) -> None:
+    """Prepares a log of purchases: user, item, time and pieces."""
+    (folder / "log.csv").write_text("\n".join(["user,item,when,pieces", *records]))
+    columns = {"user_id": "user", "item_id": "item", "timestamp": "when", "quantity": "pieces"}
+    events = [{"source": "files", "path": f"{folder}/log.csv", "columns": columns, "event": "purchase"}]
+    clean = {"min_user_events": 1, "min_item_events": 1}
+    logs.prepare_here(logs.job(folder, **({"events": events, "clean": clean} | data)), folder / "run")
+
+
+def test_a_log_of_cancellations_is_not_told_to_lower_the_minima(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"went 2 cancellation.*mapped as quantity") as caught:
+        purchases(tmp_path, ["u,a,1600000000,-1", "u,b,1600000001,-1"])
+    assert "min_user_events" not in str(caught.value)
+
+
+def test_a_header_without_rows_holds_no_records(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="hold no records"):
+        purchases(tmp_path, [])
+
+
+def test_hopeless_rows_are_not_to_be_allowed_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'bad timestamp'.*2024/01/31 or 20240131") as caught:
+        purchases(tmp_path, ["u,a,31.12.2024,1", "u,b,31.12.2024,1"])
+    assert "max_rejected_share" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("minimum", "split", "said"),
+    [
+        (1, {"by": "time", "valid_days": 9, "test_days": 9},
+         "train on: of 4 in the log, 4 were kept; the log spans 4.0 days, of which data.split takes the last 9 + 9. "
+         "Expected purchase events in the training part. Shorten the windows of data.split, or give more data."),
+        (2, {"by": "time", "valid_days": 1, "test_days": 0.5},
+         "train on: of 4 in the log, 1 were kept, 3 events of all types fell to the minima of data.clean; the log "),
+        (1, {"by": "leave_one_out"}, "test on: of 4 in the log, 4 were kept. Expected a user with three of them."),
+    ],
+)  # fmt: skip
+def test_no_targets_left_says_where_they_went(tmp_path: Path, minimum: int, split: dict[str, Any], said: str) -> None:
+    records = [f"u{day % 3},i{day},{1_600_000_000 + 86_400 * day},1" for day in (0, 1, 2, 4)]
+    clean = {"min_user_events": 1, "min_item_events": minimum}
+    with pytest.raises(DataError) as caught:
+        purchases(tmp_path, records, split=split, clean=clean)
+    assert said in str(caught.value)
+
+
 def test_histories_are_cut_to_max_context(tmp_path: Path) -> None:
     dataset, _ = prepared(tmp_path, max_context=4)
     whole, _ = logs.prepare_here(logs.job(tmp_path), tmp_path / "other")

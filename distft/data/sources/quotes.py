@@ -72,6 +72,8 @@ class Blocks:
                 raise LongLineError
             skip = min(skip_lines, len(ends))
             start, skip_lines = int(ends[skip - 1]) + 1 if skip else 0, skip_lines - skip
+            if whole and skip_lines:  # a header line without an end
+                return
             cut = len(data) if whole else int(ends[-1]) + 1 if len(ends) else 0
             block, used = self._block(data[start:cut], ends[skip:] - start, whole)
             rest = data[start + used :]
