@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,17 @@ def _bring(
 ) -> dict[str, str]:
     """Brings files through a staging folder; what became of each, see ``_place``."""
     staging = folder / _STAGING
-    origin = open_origin(entry, wanted, source, staging, progress)
-    shutil.rmtree(staging, ignore_errors=True)  # of a fetch that was killed
-    staging.mkdir(parents=True)
+    fresh = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
+        origin = open_origin(entry, wanted, source, staging, progress)
+        shutil.rmtree(staging, ignore_errors=True)  # of a fetch that was killed
+        staging.mkdir(parents=True)
         return {file.name: _place(file, origin, staging, folder) for file in wanted}
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # the first that is not empty
+            for one in fresh:
+                one.rmdir()
 
 
 def _find(name: str) -> CatalogueEntry:

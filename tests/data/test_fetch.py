@@ -131,7 +131,7 @@ def test_a_compressed_file_is_known_by_what_it_holds(tmp_path, monkeypatch):
         (tmp_path / "copy" / "log.csv.gz").write_bytes(damaged)
         with pytest.raises(DataError, match="not the file of the catalogue"):
             fetch(name, tmp_path / "to", str(tmp_path / "copy"))
-        assert names(tmp_path / "to") == []
+        assert not (tmp_path / "to").exists()
 
 
 def test_the_home_s_archive_is_downloaded_once_for_all_its_members(tmp_path, monkeypatch, server):
@@ -305,3 +305,13 @@ def test_every_entry_of_the_catalogue_is_complete(entry):
         assert re.fullmatch("[0-9a-f]{64}", file.sha256) and file.num_bytes > 0
         assert file.url.startswith("https://") or entry.how or file.optional
         assert bool(file.member) == file.url.endswith(".zip")
+
+
+def test_a_failed_fetch_leaves_no_folder_that_was_not_there(tmp_path, monkeypatch):
+    name = known(monkeypatch, file("events.txt", EVENTS))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "there").mkdir()
+    for to in ("data/tiny", "there"):
+        with pytest.raises(DataError, match=r"has no file events\.txt"):
+            fetch(name, tmp_path / to, str(tmp_path / "copy"))
+    assert names(tmp_path) == ["copy", "there"]
