@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distft.errors import DataError
 from distft.schema import NUM_RESERVED, PAD, UNKNOWN
 
 if TYPE_CHECKING:
@@ -99,10 +100,12 @@ def encode_features(
 
     The first ``reserved`` rows (PAD and UNKNOWN of a vocabulary) get the code of their own row and the number 0.
     Statistics come from the rows where ``counted``; a key that stands several times in the table counts once, the
-    first time.
+    first time. Raises DataError if none of ``ids`` is in the table.
     """
     keys = table.table[table.key].combine_chunks().cast(pa.string())
     index = pc.index_in(pa.array(ids, pa.string()), value_set=keys)
+    if index.null_count == len(index) and len(keys) and len(ids) > reserved:
+        raise _strangers(table.key, keys, ids[reserved:])
     if reserved:
         mask = np.arange(len(ids)) < reserved
         index = pc.if_else(pa.array(mask), pa.scalar(None, pa.int32()), index)
@@ -119,6 +122,13 @@ def encode_features(
         else:
             columns.append(_category(name, column, reserved))
     return tuple(columns)
+
+
+def _strangers(key: str, keys: pa.Array, ids: NDArray[np.object_]) -> DataError:
+    of_table, of_log = (", ".join(map(repr, some[:3].tolist())) for some in (keys, ids))
+    what = f"None of the {len(keys):,} {key}s of the feature table is in the log: it has {of_table}, the log {of_log}"
+    part = key.removesuffix("_id") + "s"
+    return DataError(what, "the same ids in both", f"Correct the column that data.{part} or the log maps as {key}.")
 
 
 def _number(name: str, column: pa.Array, counted: NDArray[np.bool_]) -> FeatureColumn:

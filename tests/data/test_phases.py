@@ -264,6 +264,22 @@ def test_a_log_without_a_clock_keeps_its_order(tmp_path: Path) -> None:
         assert set(row["time_ms"]) == {-1}
 
 
+def test_a_feature_table_of_another_shop_is_an_error(tmp_path: Path) -> None:
+    logs.write_csv(tmp_path / "log.csv", logs.rows())
+    (tmp_path / "tables").mkdir()
+    logs.write_csv(tmp_path / "tables/items.csv", [["1", "a"], ["2", "b"]], ("id", "kind"))
+    features = {"path": f"{tmp_path}/tables/items.csv", "columns": {"item_id": "id", "category": "kind"}}
+    with pytest.raises(
+        DataError, match=r"None of the 2 item_ids of the feature table .* '1', '2', the log .*data\.items"
+    ):
+        logs.prepare_here(logs.job(tmp_path, items=features), tmp_path / "run")
+    people = features | {"columns": {"user_id": "id", "sex": "kind"}}
+    with pytest.raises(
+        DataError, match=r"None of the 2 user_ids of the feature table .* '1', '2', the log .*data\.users"
+    ):
+        logs.prepare_here(logs.job(tmp_path, users=people), tmp_path / "run")
+
+
 def test_features_and_users_are_encoded(tmp_path: Path) -> None:
     logs.write_csv(tmp_path / "log.csv", logs.rows())
     (tmp_path / "tables").mkdir()

@@ -38,14 +38,24 @@ def read_features(config: Features, key: str) -> FeatureTable:
         raise DataError(f"The feature table {config.path} has no {key}", f"{key} among its columns", "Map it.")
     numeric = tuple(name for name in config.numeric if name in config.columns)
     parts = []
+    rejected = []
     for source in find_inputs(config.path):
         for records in _records(source, config, key):
+            rejected += records.rejected
             columns = {ours: _plain(records.columns[theirs], config) for ours, theirs in config.columns.items()}
             parts.append(pl.DataFrame(columns))
+    if len(rejected) > sum(map(len, parts)):
+        what = f"{len(rejected):,} records of {config.path} are unusable, more than are not"
+        row, reason, raw = rejected[0]
+        raise DataError(f"{what}: record {row:,} for '{reason}': {raw[:200]}", "", "Check its separator and quotes.")
     if not sum(map(len, parts)):
         raise DataError(f"{config.path} holds no records", "one record an item or user", "Check the file.")
     frame = _together([part.with_columns(_key_text(part[key])) for part in parts], numeric, config)
     frame = frame.with_columns(_key(frame[key])).drop_nulls(key)
+    if not len(frame):
+        raise DataError(
+            f"No record of {config.path} has a value in '{config.columns[key]}' (for {key})", "an id in each"
+        )
     text = tuple(name for name in config.text if name in config.columns)
     return FeatureTable(frame.to_arrow().cast(_small_types(frame.to_arrow().schema)), key, numeric, text)
 

@@ -85,3 +85,15 @@ def test_files_of_a_table_may_differ_in_their_types(tmp_path: Path) -> None:
     pl.DataFrame({"id": ["3"], "kind": [["a"]]}).write_parquet(tmp_path / "c.parquet")
     with pytest.raises(DataError, match="is a list in some files"):
         read_features(features(tmp_path / "*.parquet", columns=columns), "item_id")
+
+
+def test_a_table_whose_records_are_mostly_unusable(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("id,kind,cost,name\n1,a,1,x\n2,a,1,x,y\n3,a,1\n")
+    with pytest.raises(
+        DataError, match=r"2 records of .* are unusable.*record 2 for 'wrong number of columns': 2,a,1,x,y"
+    ):
+        read_features(features(path), "item_id")
+    path.write_text("id,kind,cost,name\n,a,1,x\n")
+    with pytest.raises(DataError, match=r"No record of .* has a value in 'id' \(for item_id\)"):
+        read_features(features(path), "item_id")
