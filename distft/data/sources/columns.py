@@ -43,7 +43,7 @@ def _lacks(source: Input, there: tuple[str, ...], ours: str, theirs: str) -> Dat
 
 
 def _listed(names: Collection[str]) -> str:
-    text = ", ".join(names)
+    text = " ".join(", ".join(names).split())
     return text if len(text) <= _MAX_LISTED else text[:_MAX_LISTED] + "…"
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 23
 BATCH_ROWS = 1 << 17
+MAX_HEADER_LINES = 20
 
 OPEN_QUOTE = "open quote"
 WRONG_COLUMNS = "wrong number of columns"
@@ -72,6 +73,11 @@ def rejected_table(file: str, rows: Sequence[tuple[int, str, str]]) -> pa.Table:
 
 def csv_header(source: Input, dialect: CsvDialect) -> tuple[str, ...]:
     """The column names. Raises DataError if the file is empty or binary, or starts with a blank line."""
+    return _header(source, dialect)[0]
+
+
+def _header(source: Input, dialect: CsvDialect) -> tuple[tuple[str, ...], int]:
+    """The column names, and the lines that they stand on."""
     head = source.peek()
     try:
         text = head.decode(dialect.encoding, errors="replace").removeprefix("\ufeff")
@@ -84,23 +90,27 @@ def csv_header(source: Input, dialect: CsvDialect) -> tuple[str, ...]:
     if not text.strip():
         raise DataError(f"{source.name} is empty", "a header line and records", "Check the file, or its path.")
     if dialect.header is not None:
-        return dialect.header
-    names = [name.strip() for name in next(csv.reader(io.StringIO(text, newline=None), delimiter=dialect.separator))]
+        return dialect.header, 0
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=dialect.separator)
+    names = [name.strip() for name in next(reader)]
+    if reader.line_num > MAX_HEADER_LINES:
+        what = f"The header of {source.name} has an open quote: it runs over more than {MAX_HEADER_LINES} lines"
+        raise DataError(what, "the names of its columns", "Close or remove that quote.")
     if not any(names):
         what = f"The first line of {source.name} is blank"
         raise DataError(what, "the names of its columns", "Delete that line, or name the columns with header: [...].")
-    return tuple(names)
+    return tuple(names), reader.line_num
 
 
 def read_csv(source: Input, dialect: CsvDialect) -> Iterator[Records]:
     """The records of a CSV, all columns as bytes; columns of the same name are told apart by a number."""
-    header = csv_header(source, dialect)
+    header, header_lines = _header(source, dialect)
     names = [name if name not in header[:place] else f"{name}.{place}" for place, name in enumerate(header)]
     blocks = Blocks(dialect.separator, len(names), dialect.quote, BLOCK_BYTES)
     num_records = 0
     with source.opened() as stream:
         try:
-            for block in blocks.of(_utf8(stream, dialect), int(dialect.header is None)):
+            for block in blocks.of(_utf8(stream, dialect), header_lines):
                 records = _csv_records(block, names, dialect, blocks.placeholder, num_records)
                 num_records += len(records.row) + len(records.rejected)
                 yield records

@@ -112,3 +112,11 @@ def test_a_line_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(records, "BLOCK_BYTES", 1 << 20)
     with pytest.raises(DataError, match="has a line of more than 1 MiB after record 65,536"):
         read(tmp_path / "log.csv", "u,i,1600000000,x\n" * (1 << 16) + "x" * (3 << 20))
+
+
+def test_a_header_of_several_lines(tmp_path: Path) -> None:
+    good, rejected = read(tmp_path / "log.csv", "u,i,1600000000,x\n", 'user,item,"when\n(seconds)",words')
+    assert good == [(1, ["u", "i", "1600000000", "x"])]
+    assert rejected == []
+    with pytest.raises(DataError, match=r"The header of .* has an open quote"):
+        read(tmp_path / "log.csv", "u,i,1600000000,x\n" * 30, 'user,item,when,"words')
