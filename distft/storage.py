@@ -306,18 +306,23 @@ def _is_manifest(value: Any) -> bool:
 
 
 @contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Turns an OSError of the block, which writes to ``uri``, into a StorageError with a remedy."""
+def explained(place: str) -> Iterator[None]:
+    """Turns an OSError of the block, which writes to ``place``, into a StorageError with a remedy."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "Give this user the right to write there, or choose another folder with --storage."
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "Free some space, then run the same command again: what was committed is intact."
-        else:
-            remedy = "Check the path, or choose another folder with --storage."
-        raise StorageError(f"{uri} cannot be written: {error.strerror or error}", "", remedy) from error
+        raise not_written(place, error) from error
+
+
+def not_written(place: str, error: OSError) -> StorageError:
+    """The error for a file or folder that could not be written."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "Give this user the right to write there, or choose another folder with --storage."
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Free some space, then run the same command again: what was committed is intact."
+    else:
+        remedy = "Check the path, or choose another folder with --storage."
+    return StorageError(f"{place} cannot be written: {error.strerror or error}", "", remedy)
 
 
 def _publish(staging: Storage, target: Storage) -> None:

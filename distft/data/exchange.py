@@ -21,8 +21,7 @@ import pyarrow as pa
 
 from distft.data.hashing import hash_ids
 from distft.data.ragged import offsets_of
-from distft.data.writing import writing
-from distft.storage import Storage
+from distft.storage import Storage, explained
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,9 +62,9 @@ class ExchangeWriter:
     """
 
     def __init__(self, work: Storage, name: str, count: int) -> None:
-        self._work, self._name = work, name
+        self._place = f"{work.uri}/{name}"
         system, root = work.filesystem()
-        with writing(work, name):
+        with explained(self._place):
             self._stream = system.open_output_stream(f"{root}/{name}")
             self._writer = pa.ipc.new_file(self._stream, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
         self._count = count
@@ -80,7 +79,7 @@ class ExchangeWriter:
     ) -> None:
         if kind is None:
             self._flush()
-        with suppress(OSError) if kind is not None else writing(self._work, self._name):
+        with suppress(OSError) if kind is not None else explained(self._place):
             self._writer.close()
             self._stream.close()
 
@@ -99,7 +98,7 @@ class ExchangeWriter:
         table = table.take(np.argsort(partition, kind="stable")).combine_chunks()
         batch = table.to_batches()[0]
         offsets = offsets_of(np.bincount(partition, minlength=self._count)).tolist()
-        with writing(self._work, self._name):
+        with explained(self._place):
             for number, (start, end) in enumerate(pairwise(offsets)):
                 if end > start:
                     self._writer.write_batch(batch.slice(start, end - start))

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distft.data.writing import not_written
 from distft.errors import ArtefactError
-from distft.storage import Storage
+from distft.storage import Storage, not_written
 
 ROW_GROUP_ROWS = 1 << 14
 
@@ -53,7 +52,7 @@ def write_tables(storage: Storage, name: str, schema: pa.Schema, tables: Iterabl
     except OSError as error:
         if error in unread:
             raise
-        raise not_written(storage, name, error) from error
+        raise not_written(f"{storage.uri}/{name}", error) from error
     return num_rows
 
 

@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distft.data.ragged import offsets_of
-from distft.data.writing import writing
-from distft.storage import Storage
+from distft.storage import Storage, explained
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,7 +113,7 @@ def save_arrays(work: Storage, name: str, arrays: Mapping[str, NDArray[Any]]) ->
     system, root = work.filesystem()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
-        writing(work, name),
+        explained(f"{work.uri}/{name}"),
         system.open_output_stream(f"{root}/{name}") as stream,
         pa.ipc.new_file(stream, table.schema, options=options) as writer,
     ):

@@ -15,12 +15,11 @@ import ray
 import ray.data
 import ray.exceptions
 
-from distft import errors
 from distft.cluster import quiet_data
 from distft.data.exchange import num_partitions
 from distft.data.phases import Phases, Task
 from distft.data.tasks import Context
-from distft.errors import DataError, DistftError, RunError
+from distft.errors import DataError, DistftError, RunError, revived
 from distft.schema import SPLITS
 from distft.storage import Storage
 
@@ -96,13 +95,13 @@ def _results(task: Task, calls: Sequence[tuple[int, tuple[Any, ...]]]) -> str:
     try:
         return json.dumps([[place, task(*call)] for place, call in calls])
     except DistftError as error:
-        return json.dumps({"error": type(error).__name__, "args": error.args})
+        return json.dumps(error.to_json())
 
 
 def _opened(text: str) -> dict[int, dict[str, Any]]:
     value = json.loads(text)
     if isinstance(value, dict):
-        raise getattr(errors, value["error"])(*value["args"])
+        raise revived(value)
     return dict(value)
 
 

@@ -31,7 +31,7 @@ class Config(SourceConfig):
         None, description="raw value of columns.event → event type; any other value is rejected"
     )
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "iso"] = Field(
-        "auto", description="auto: numbers by their size, anything else as ISO 8601 (without a zone: UTC)"
+        "auto", description="auto: numbers by their size, dates as yyyymmdd, all else as ISO 8601 (UTC without a zone)"
     )
 
     @field_validator("event_types", mode="before")
