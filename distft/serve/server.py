@@ -118,7 +118,7 @@ def start(
         folder = Path(undo.enter_context(cluster.scratch_folder("distft-")))
         proxy = proxy_environment(folder, undo.enter_context(reserved_ports()))
         undo.callback(_shutdown)
-        app.deploy(f"model-{version}", bundle.uri, job.serve, (host, port), proxy)
+        app.deploy(f"model-{version}", bundle.uri, job.serve, (_ipv4(host), port), proxy)
         tell("loading the model", 2, 3)
         service = Service(f"http://{_reachable(host)}:{port}", version, bundle, folder, undo)
         _wait_until_ready(service, timeout_s, app.failures)
@@ -140,20 +140,28 @@ def free_port(host: str) -> int:
 
 def _bound(host: str, port: int) -> int:
     """The port that was bound for a moment; 0 takes any free one."""
+    address = _ipv4(host)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if family != socket.AF_INET:
-            raise UsageError(
-                f"{host} is an address of IPv6, over which Ray Serve's proxy does not reach its replicas",
-                "an address of IPv4",
-                "Use --host 127.0.0.1, or --host 0.0.0.0 for all networks of this machine.",
-            )
-        with socket.socket(family, kind, protocol) as probe:
+        with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+            probe.bind((address, port))
             return int(probe.getsockname()[1])
     except OSError as error:
         raise _unusable(host, port, error) from error
+
+
+def _ipv4(host: str) -> str:
+    """The address of a host in figures; ``localhost`` may have one of IPv6 too. Raises UsageError."""
+    try:
+        return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        if ":" not in host:
+            raise _unusable(host, 0, error) from error
+        raise UsageError(
+            f"{host} is an address of IPv6, over which Ray Serve's proxy does not reach its replicas",
+            "an address of IPv4",
+            "Use --host 127.0.0.1, or --host 0.0.0.0 for all networks of this machine.",
+        ) from error
 
 
 def _unusable(host: str, port: int, error: OSError | str) -> UsageError:

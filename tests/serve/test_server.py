@@ -22,6 +22,10 @@ def test_a_port_in_use_is_said_before_anything_starts(bundle: Storage) -> None:
             pass
 
 
+def test_a_name_that_also_has_an_address_of_ipv6_is_fine() -> None:
+    server.check_port("localhost", server.free_port("localhost"))
+
+
 @pytest.mark.parametrize("host", ["::1", "::"])
 def test_addresses_over_which_the_proxy_does_not_reach_its_replicas_are_refused(host: str) -> None:
     with pytest.raises(UsageError, match=r"IPv6.*--host 127\.0\.0\.1"):
