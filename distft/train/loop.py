@@ -159,6 +159,7 @@ class Loop:
                 self._log_window()
             if progress.step % every == 0 and progress.epoch_step < self.reader.steps_per_epoch:
                 self._save()
+        self._log_window()  # before the validation, whose time is not the steps'
 
     def _train_step(self) -> None:
         progress, train = self.progress, self.job.train
@@ -237,7 +238,6 @@ class Loop:
     def _judge(self, metrics: dict[str, float], due: bool) -> None:
         """Notes whether this epoch's weights are the best so far; without a validation split the latest are."""
         progress = self.progress
-        self._log_window()
         if metrics:
             value, best = metrics[self.metric], progress.best_value
             if not np.isfinite(value):

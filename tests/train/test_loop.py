@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def test_resumed_equals_undisturbed_bit_for_bit(
     ]
     assert timeless[0] == timeless[1]
     assert (whole / "train").read_bytes("best.json") == (cut / "train").read_bytes("best.json")
+
+
+def test_the_speed_of_the_steps_leaves_out_the_validation(
+    tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(loop: Loop) -> dict[str, float]:
+        time.sleep(4)
+        return real(loop)
+
+    real = Loop.validate
+    monkeypatch.setattr(Loop, "validate", slow)
+    root = write_circle(tmp_path)
+    train(circle_job(tmp_path, epochs=1), root)
+    (line,) = [line for line in read_lines(root / "train") if line["kind"] == "train"]
+    most_tokens = 64 * 10  # of an epoch: histories, padded positions
+    assert line["tokens_per_s"] > most_tokens / 3, "the steps took less than the validation"
 
 
 def test_best_json_never_names_a_checkpoint_that_goes(
