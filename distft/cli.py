@@ -236,9 +236,9 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP with Ray Serve until interrupted."""
     with _session(json, "Stopped.") as terminal, ExitStack() as running:
+        _place("BUNDLE", bundle)
         from distft.serve.server import DEFAULT_PORT, free_port, serving
 
-        _place("BUNDLE", bundle)
         listen = port or (free_port(host) if probe else DEFAULT_PORT)
         with terminal.watching("starting the service") as watcher:
             service = running.enter_context(serving(bundle, host, listen, watcher.progress))
@@ -291,10 +291,10 @@ def data_synth(
 ) -> None:
     """Write the events of a job's synthetic shop as files, and print the part of a job that reads them."""
     with _session(json) as terminal:
+        loaded, folder = _load(job, set_, None), _place("--out", out)
         from distft.data.synthesize import as_yaml, synthesize
 
-        loaded = _load(job, set_, None)
         with terminal.watching() as watcher:
-            section = synthesize(loaded, _place("--out", out), format_, watcher.progress)
+            section = synthesize(loaded, folder, format_, watcher.progress)
         terminal.show(as_yaml(section).rstrip())
         terminal.result(section)

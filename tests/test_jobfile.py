@@ -411,7 +411,7 @@ def test_utf16_is_told_and_a_mark_before_utf8_is_not_in_the_way(tmp_path, encodi
     assert load_job(tmp_path / "b.yaml").name == "shop"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=200))
 def test_no_text_crashes_the_reader(text):
     try:
@@ -420,7 +420,7 @@ def test_no_text_crashes_the_reader(text):
         assert str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     key=st.sampled_from(
         "data train model scaling stages evaluate evaluate.k finetune tune.search train.betas train.deepspeed "

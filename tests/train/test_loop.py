@@ -95,7 +95,7 @@ def test_the_speed_of_the_steps_leaves_out_the_validation(
     tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(loop: Loop) -> dict[str, float]:
-        time.sleep(4)
+        time.sleep(1.5)
         return real(loop)
 
     real = Loop.validate
@@ -104,7 +104,7 @@ def test_the_speed_of_the_steps_leaves_out_the_validation(
     train(circle_job(tmp_path, epochs=1), root)
     (line,) = [line for line in read_lines(root / "train") if line["kind"] == "train"]
     most_tokens = 64 * 10  # of an epoch: histories, padded positions
-    assert line["tokens_per_s"] > most_tokens / 3, "the steps took less than the validation"
+    assert line["tokens_per_s"] > most_tokens, "the steps took less than a second"
 
 
 def test_best_json_never_names_a_checkpoint_that_goes(
