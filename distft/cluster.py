@@ -77,7 +77,9 @@ def connect(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
                 # Within, because Ray opens its own folder to everybody.
-                "_temp_dir": os.path.join(undo.enter_context(scratch_folder("distft-ray-")), "ray"),
+                "_temp_dir": os.path.join(
+                    undo.enter_context(scratch_folder("distft-ray-", kept_if_failed=True)), "ray"
+                ),
             }
         undo.callback(_end)
         with _interrupted_afterwards():
@@ -131,8 +133,8 @@ command line then: nothing, if all went well. After a sudden end it also removes
 
 
 @contextmanager
-def scratch_folder(prefix: str) -> Iterator[str]:
-    """A folder for the block's processes, which goes with it unless it failed: then somebody will want to read logs.
+def scratch_folder(prefix: str, *, kept_if_failed: bool = False) -> Iterator[str]:
+    """A folder for the block's processes, which goes with it; ``kept_if_failed`` for logs that somebody will want then.
 
     Nothing of it stays where this process is killed either. In /tmp, whatever TMPDIR says, because a socket's path may
     have no more than 107 characters; and only this user may enter it.
@@ -145,7 +147,7 @@ def scratch_folder(prefix: str) -> Iterator[str]:
     try:
         yield folder
     except RunError:
-        failed = True
+        failed = kept_if_failed
         raise
     finally:
         heir.communicate(b"goodbye")

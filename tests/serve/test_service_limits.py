@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from distft import cluster
 from distft.errors import ServingError
 from distft.serve import app, server
 from distft.storage import Storage
@@ -22,12 +25,25 @@ from tests.serve.bundles import write_bundle
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 
 
-def test_a_model_that_scores_otherwise_is_not_served(ray_session: object, tmp_path: Path) -> None:
+def test_a_model_that_scores_otherwise_is_not_served(
+    ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = write_bundle(Storage(tmp_path), golden_shift=1e-3)
     port = server.free_port("127.0.0.1")
+    folders: list[str] = []
+    make = cluster.scratch_folder
+
+    @contextmanager
+    def noted(prefix: str) -> Iterator[str]:
+        with make(prefix) as folder:
+            folders.append(folder)
+            yield folder
+
+    monkeypatch.setattr(cluster, "scratch_folder", noted)
     with pytest.raises(ServingError, match="does not score as it was exported: golden request 1"):
         server.start(bundle, "127.0.0.1", port)
     server.check_port("127.0.0.1", port)
+    assert len(folders) == 1 and not Path(folders[0]).exists()
 
 
 def test_more_requests_than_may_wait_are_told_to_come_again(
