@@ -411,32 +411,51 @@ def test_utf16_is_told_and_a_mark_before_utf8_is_not_in_the_way(tmp_path, encodi
     assert load_job(tmp_path / "b.yaml").name == "shop"
 
 
-@settings(max_examples=100, deadline=None)
+KEYS = (
+    "data train model scaling stages evaluate evaluate.k finetune tune.search train.betas train.deepspeed "
+    "data.split data.items data.events.0 data.events.0.columns data.events.0.header name storage"
+).split()
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+A_FEW = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=2000, deadline=None)
+
+
+def read(text, overrides=()):
+    """Gives a job or a JobError with words, and nothing else."""
+    try:
+        parse_job(text, "job", overrides)
+    except JobError as error:
+        assert str(error)
+
+
+@A_FEW
 @given(st.text(max_size=200))
 def test_no_text_crashes_the_reader(text):
-    try:
-        parse_job(text)
-    except JobError as error:
-        assert str(error)
+    read(text)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    key=st.sampled_from(
-        "data train model scaling stages evaluate evaluate.k finetune tune.search train.betas train.deepspeed "
-        "data.split data.items data.events.0 data.events.0.columns data.events.0.header name storage".split()
-    ),
-    value=st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-        max_leaves=6,
-    ),
-)
+@A_FEW
+@given(st.sampled_from(KEYS), VALUES)
 def test_no_value_crashes_the_explanation(key, value):
-    try:
-        parse_job(GOOD, "job", [f"{key}={json.dumps(value)}"])
-    except JobError as error:
-        assert str(error)
+    read(GOOD, [f"{key}={json.dumps(value)}"])
+
+
+@pytest.mark.proof
+@MANY
+@given(st.text(max_size=200))
+def test_no_text_of_many_crashes_the_reader(text):
+    read(text)
+
+
+@pytest.mark.proof
+@MANY
+@given(st.sampled_from(KEYS), VALUES)
+def test_no_value_of_many_crashes_the_explanation(key, value):
+    read(GOOD, [f"{key}={json.dumps(value)}"])
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
