@@ -28,8 +28,9 @@ from distft.jobfile import dump_job
 from distft.storage import MANIFEST, Manifest, Storage
 from distft.train.checkpoint import FOLDER
 from distft.train.journal import read_lines
-from distft.train.loop import TrainResult, ray_worker, watched_metric
+from distft.train.loop import TrainResult, ray_worker
 from distft.train.settings import check_train
+from distft.train.validation import watched_metric
 
 __all__ = ["TrainResult", "train"]
 

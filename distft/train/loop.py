@@ -7,7 +7,6 @@ for every step from (seed, step, rank), so that no generator state has to be sav
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,25 +16,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from distft.data.collate import history_batch, train_batch
+from distft.data.collate import train_batch
 from distft.data.encode import Encoder
 from distft.data.ragged import concat
-from distft.data.shards import TargetReader, Targets, TrainReader
+from distft.data.shards import TrainReader
 from distft.errors import TrainingError, UsageError
-from distft.evaluate.metrics import ranking_sums
 from distft.job import Job
-from distft.ranking import excluded_items
-from distft.schema import NUM_RESERVED, Batch, Histories, lower_is_better
+from distft.schema import Batch, Histories, lower_is_better
 from distft.storage import Storage
 from distft.train.checkpoint import FOLDER, Checkpoint, Progress, Saver, load_optimizer, load_weights, newest
 from distft.train.engine import Engine
 from distft.train.journal import Journal
 from distft.train.settings import learning_rate
-from distft.train.step import RankTargets, Step, StepResult, train_step
+from distft.train.step import Step, train_step
+from distft.train.validation import Validation, watched_metric
+from distft.train.window import Window
 
 BEST = "best.json"
 LOG_STEPS = 50
-VALID_TOKENS = 16_384
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -48,23 +46,6 @@ class TrainResult:
     epochs: int
     steps: int
     stopped_early: bool
-
-
-def watched_metric(job: Job) -> str:
-    """The validation metric that decides which checkpoint is best, and when to stop.
-
-    Raises UsageError for a metric that validation does not compute.
-    """
-    if job.train.early_stopping is None:
-        return f"ndcg@{10 if 10 in job.evaluate.k else max(job.evaluate.k)}"
-    metric = job.train.early_stopping.metric
-    if not re.match(r"^((hr|ndcg|mrr|recall|map)@[0-9]+|loss)$", metric):
-        raise UsageError(
-            f"train.early_stopping.metric is {metric}, which validation does not compute",
-            "hr@k, ndcg@k, mrr@k, recall@k, map@k or loss",
-            "Set train.early_stopping.metric to ndcg@10.",
-        )
-    return metric
 
 
 def ray_worker(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -113,6 +94,7 @@ class Loop:
         self.engine = self._build(found, device)
         self.saver = Saver(self.folder, self.engine, job.train.checkpoint.keep)
         self.journal = Journal(self.folder, self.progress.step) if self.rank == 0 else None
+        self.validation = Validation(job, self.dataset, self.encoder, self.metric)
         self.window = Window()
         self._write_best()
 
@@ -135,7 +117,7 @@ class Loop:
             self._train_epoch()
             progress.epoch, progress.epoch_step = progress.epoch + 1, 0
             due = progress.epoch % train.validate_.every_epochs == 0 or progress.epoch == train.epochs
-            metrics = self.validate() if due else {}
+            metrics = self.validation.score(self.engine) if due else {}
             self._judge(metrics, due)
             name = self._save()
             if metrics:
@@ -181,59 +163,6 @@ class Loop:
     def _collate(self, histories: Histories) -> Batch:
         encoder = self.encoder
         return train_batch(histories, self.job.model.max_history, encoder.has_clock, encoder.target_codes)
-
-    # -- validation ----------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Mean loss and ranking metrics over all targets of ``valid/``; empty if there are none.
-
-        Every rank scores its own shards. All run as many forward passes as the one with most of them, because
-        at stage 3 each gathers parameters from all.
-        """
-        self.engine.train(False)
-        ks = sorted({*self.job.evaluate.k, *(int(k) for k in re.findall(r"@([0-9]+)$", self.metric))})
-        rows = max(1, VALID_TOKENS // self.job.model.max_history)
-        batches = iter(TargetReader(self.dataset, "valid", rank=self.rank, world_size=self.world_size, batch_size=rows))
-        sums = dict.fromkeys(ranking_sums(np.zeros(0, np.int64), ks), 0.0)
-        loss_sum, count, lists = 0.0, 0.0, 0.0
-        while True:
-            histories, targets = next(batches, (None, None))
-            if not self._anyone(histories is not None):
-                break
-            found = self._validate_batch(histories, targets)
-            loss_sum, count, lists = loss_sum + found[0], count + found[1], lists + len(found[2])
-            sums = {name: sums[name] + value for name, value in ranking_sums(found[2], ks).items()}
-        self.engine.train(True)
-        table = torch.tensor([loss_sum, count, lists, *sums.values()], dtype=torch.float64, device=self.engine.device)
-        dist.all_reduce(table)
-        loss_sum, count, lists, *totals = table.tolist()
-        if not lists:
-            return {}
-        means = {name: total / lists for name, total in zip(sums, totals, strict=True)}
-        return {"loss": loss_sum / max(1.0, count), **means}
-
-    def _validate_batch(
-        self, histories: Histories | None, targets: Targets | None
-    ) -> tuple[float, float, np.ndarray[Any, np.dtype[np.int64]]]:
-        """(loss_sum, count, ranks) of a batch, or of none."""
-        histories = self.empty if histories is None else histories
-        item_B = torch.from_numpy((np.zeros(0) if targets is None else targets.item).astype(np.int64))
-        batch = history_batch(histories, self.job.model.max_history, self.encoder.has_clock)
-        counted_B = (batch.length_B > 0) & (item_B >= NUM_RESERVED)
-        row_N, last_N = counted_B.nonzero()[:, 0], (batch.length_B - 1)[counted_B]
-        batch.target_BL[row_N, last_N] = item_B[counted_B]
-        if targets is not None:
-            batch.target_value_BL[row_N, last_N] = torch.from_numpy(targets.value.astype(np.float32))[counted_B]
-        excluded = excluded_items(histories, self.job.evaluate.exclude_seen, self.encoder.target_codes)
-        device = self.engine.device
-        loss_sum, count, rank_B = self.engine(batch.to(device), RankTargets(item_B.to(device), excluded))
-        return float(loss_sum), float(count), rank_B.cpu().numpy()
-
-    def _anyone(self, mine: bool) -> bool:
-        flag = torch.tensor([float(mine)], device=self.engine.device)
-        dist.all_reduce(flag)
-        return bool(flag.item() > 0)
 
     def _judge(self, metrics: dict[str, float], due: bool) -> None:
         """Notes whether this epoch's weights are the best so far; without a validation split the latest are."""
@@ -281,38 +210,6 @@ class Loop:
             place = {"step": self.progress.step, "epoch": self.progress.epoch, "total_steps": self.total_steps}
             self.journal.write(kind="train", **place, **self.window.line())
         self.window.restart()
-
-
-class Window:
-    """What happened since the last line of the journal."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Forgets everything and starts the clock."""
-        self.started = time.perf_counter()
-        self.steps = self.count = self.tokens = 0
-        self.loss_sum = self.waited_s = self.rate = 0.0
-
-    def add(self, result: StepResult, rate: float, waited_s: float) -> None:
-        """Adds one step."""
-        self.steps += 1
-        self.count += result.count
-        self.tokens += result.num_tokens
-        self.loss_sum += result.loss_sum
-        self.waited_s += waited_s
-        self.rate = rate
-
-    def line(self) -> dict[str, float]:
-        """Mean loss a target, learning rate, padded positions a second, share of the time spent on reading."""
-        took_s = max(1e-9, time.perf_counter() - self.started)
-        return {
-            "loss": self.loss_sum / max(1, self.count),
-            "learning_rate": self.rate,
-            "tokens_per_s": round(self.tokens / took_s, 1),
-            "data_wait_share": round(self.waited_s / took_s, 4),
-        }
 
 
 def _key(seed: int, step: int, rank: int) -> int:

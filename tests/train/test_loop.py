@@ -15,8 +15,10 @@ from distft.job import Job
 from distft.models.weights import read_weights
 from distft.storage import Storage
 from distft.train import loop as loop_module
+from distft.train.engine import Engine
 from distft.train.journal import read_lines
-from distft.train.loop import Loop, TrainResult, watched_metric
+from distft.train.loop import Loop, TrainResult
+from distft.train.validation import Validation, watched_metric
 from tests.train.datasets import circle_job, write_circle
 from tests.train.ranks import run_ranks
 
@@ -94,12 +96,12 @@ def test_resumed_equals_undisturbed_bit_for_bit(
 def test_the_speed_of_the_steps_leaves_out_the_validation(
     tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(loop: Loop) -> dict[str, float]:
+    def slow(validation: Validation, engine: Engine) -> dict[str, float]:
         time.sleep(1.5)
-        return real(loop)
+        return real(validation, engine)
 
-    real = Loop.validate
-    monkeypatch.setattr(Loop, "validate", slow)
+    real = Validation.score
+    monkeypatch.setattr(Validation, "score", slow)
     root = write_circle(tmp_path)
     train(circle_job(tmp_path, epochs=1), root)
     (line,) = [line for line in read_lines(root / "train") if line["kind"] == "train"]
