@@ -10,25 +10,49 @@ import ctypes
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+PART = ".part"
+"""Ends the name of a file that is being written; one that stays is of a process that was killed."""
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _AT_FDCWD = -100
 
 
 def write_local(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: beside its place, then renamed. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    """Writes a file whole or not at all. Raises OSError."""
+    with writing(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A stream into a file that comes into being, whole, when the block ends well: beside its place, then renamed.
+
+    File, folder, and the folders made for it outlive a crash of the machine. Raises OSError.
+    """
+    _make(path.parent)
+    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{PART}"
     try:
         with open(beside, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
     _fsync(path.parent)
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder with those above it; each is known to the one above it before anything is put there."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync(folder.parent)
 
 
 def _fsync(path: Path) -> None:

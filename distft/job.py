@@ -259,6 +259,10 @@ class Checkpoint(Section):
 
     every_steps: int = Field(200, ge=1, le=MAX_COUNT)
     keep: int = Field(2, ge=1, le=MAX_COUNT, description="latest checkpoints kept; the best one is kept beside them")
+    asynchronous: bool = Field(
+        True,
+        description="write behind the training, from a copy of the state in the host's memory; false waits for it",
+    )
 
 
 class Train(Section):

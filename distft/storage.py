@@ -148,13 +148,20 @@ class Storage:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file whole or not at all. Raises StorageError."""
-        if self.is_local:
-            with explained(self.uri):
-                atomic.write_local(Path(self.uri) / name, data)
-            return
-        system, root = self.filesystem()
-        with explained(self.uri), system.open_output_stream(f"{root}/{name}") as stream:
+        with self.writing(name) as stream:
             stream.write(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A stream into a file that is there, whole, once the block has ended well. Raises StorageError."""
+        with explained(self.uri):
+            if self.is_local:
+                with atomic.writing(Path(self.uri) / name) as stream:
+                    yield stream
+            else:
+                system, root = self.filesystem()
+                with system.open_output_stream(f"{root}/{name}") as stream:
+                    yield stream
 
     def read_json(self, name: str) -> Any:
         """The JSON value in a file. Raises StorageError, or ArtefactError if it is not JSON."""
@@ -291,10 +298,12 @@ class Storage:
             self.delete_tree(os.path.basename(staging.uri))
 
     def sweep(self) -> None:
-        """Removes what killed runs left of ``replacing``; only the holder of the storage's lock may do this."""
+        """Removes what killed runs left of ``replacing`` and ``writing``; only the holder of the lock may do this."""
         if self.is_local and os.path.isdir(self.uri):
             for path in Path(self.uri).glob(".*.tmp"):
                 shutil.rmtree(path, ignore_errors=True)
+            for path in Path(self.uri).glob(f"*/.*{atomic.PART}"):
+                path.unlink(missing_ok=True)
 
 
 def _is_manifest(value: Any) -> bool:

@@ -48,6 +48,10 @@ class Terminal:
         """The paragraph that a mistake gets."""
         self.err.print(f"[bold red]error[/] {escape(str(error))}")
 
+    def warn(self, text: str) -> None:
+        """A paragraph about what went on differently than it should."""
+        self.err.print(f"[bold yellow]warning[/] {escape(text)}")
+
     def show(self, text: str) -> None:
         """Plain text that was asked for."""
         self.out.print(text, markup=False, soft_wrap=True)
@@ -171,7 +175,9 @@ class _Display:
         self._show(what, done, total, "")
 
     def metrics(self, line: Mapping[str, Any]) -> None:
-        if line["kind"] == "valid":
+        if line["kind"] == "warning":
+            self.terminal.warn(line["message"])
+        elif line["kind"] == "valid":
             names = [name for name in ("ndcg@10", "hr@10", "loss") if name in line]
             self.valid = "validation " + ", ".join(f"{name} {line[name]:.4f}" for name in names)
             self._log(f"epoch {line['epoch']}: {self.valid}", always=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,6 +52,10 @@ def read_state(storage: Storage) -> tuple[Manifest, dict[str, Any]]:
         raise ArtefactError(
             f"There is no checkpoint at {storage}", f"a folder with a {MANIFEST}", "Give the path of another one."
         )
+    if sealed(manifest) != manifest:
+        raise ArtefactError(
+            f"{storage}/{MANIFEST} is not as it was written", "", "Restore it from a copy, or use another checkpoint."
+        )
     names = [name for name in manifest.files if name.startswith("state-")]
     if len(names) != 1:
         raise ArtefactError(f"{storage}/{MANIFEST} lists {len(names)} state files", "one", "Use another checkpoint.")
@@ -59,6 +64,12 @@ def read_state(storage: Storage) -> tuple[Manifest, dict[str, Any]]:
     if not isinstance(state, dict):
         raise ArtefactError(f"{storage}/{names[0]} holds no state", "a JSON object", "Use another checkpoint.")
     return manifest, state
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """The manifest with a checksum of itself in its ``info``: it lists those of all files but its own."""
+    info = {key: value for key, value in manifest.info.items() if key != "seal"}
+    return replace(manifest, info={**info, "seal": replace(manifest, info=info).sha256})
 
 
 def read_verified(storage: Storage, manifest: Manifest, name: str) -> bytes:

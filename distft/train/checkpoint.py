@@ -1,34 +1,33 @@
-"""Sharded checkpoints in safetensors and JSON: written by any number of ranks, read by any other.
+"""Sharded checkpoints in safetensors and JSON: found, verified and read, by any number of ranks at any ZeRO stage.
 
-Enters: an engine and the training's progress. Leaves: ``checkpoints/step-<n>/``, where every rank has written the
-flat fp32 slices of weights and optimiser state that it owns, and rank 0 the state (progress, shapes, which file
-holds what) and, last, the manifest: what it does not list does not exist. Surprising choice: weights are restored
-before DeepSpeed starts, into the plain module, so that every ZeRO stage takes them over in its own way.
-
-See docs/decisions/0003-checkpoints-without-pickle.md.
+Enters: ``checkpoints/step-<n>/``, where every rank has written the flat fp32 slices of weights and optimiser state
+that it owned, and rank 0 the state (progress, shapes, which file holds what) and, last, the manifest: what it does
+not list does not exist. Leaves: a module with these weights, and an engine with that state. Surprising choice:
+weights are restored before DeepSpeed starts, into the plain module, so that every ZeRO stage takes them over in its
+own way. ``saving.py`` writes them. See docs/decisions/0003-checkpoints-without-pickle.md.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from distft.errors import ArtefactError, DistftError
+from distft.errors import ArtefactError, DistftError, TrainingError
 from distft.models.weights import assemble, read_slices, read_state
 from distft.storage import MANIFEST, Manifest, Storage
 from distft.train.engine import Engine, Slice
 
 FOLDER = "checkpoints"
+LATEST = "latest.json"
+"""Names the checkpoint committed last, so that its loss can be told from its never having been."""
+
 _NAME = re.compile(r"^step-([0-9]+)$")
 _log = logging.getLogger(__name__)
 
@@ -54,11 +53,15 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """A committed checkpoint, found and opened: its folder, manifest and state."""
+    """A committed checkpoint, found and opened: its folder, manifest and state.
+
+    ``passed_over``: a sentence for each later checkpoint that is damaged or lost.
+    """
 
     storage: Storage
     manifest: Manifest
     state: dict[str, Any] = field(repr=False)
+    passed_over: tuple[str, ...] = ()
 
     @property
     def progress(self) -> Progress:
@@ -66,146 +69,97 @@ class Checkpoint:
         return Progress(**self.state["progress"])
 
 
-# -- saving ------------------------------------------------------------------------------------------------
-
-
-class Saver:
-    """Writes the checkpoints of one attempt into ``<folder>/checkpoints``; every rank holds one.
-
-    File names carry the attempt, so that what an aborted attempt left in a folder is never taken for ours.
-    """
-
-    def __init__(self, folder: Storage, engine: Engine, keep: int) -> None:
-        self.root = folder / FOLDER
-        self.engine = engine
-        self.keep = keep
-        self.attempt = _from_first(uuid.uuid4().hex[:8])
-
-    def save(self, progress: Progress) -> str:
-        """Commits a checkpoint of this moment and gives its name.
-
-        Collective: every rank calls it at the same step. When it returns, the checkpoint is committed.
-        """
-        name = f"step-{progress.step}"
-        storage = self.root / name
-        mine = self._write_slices(storage)
-        gathered: list[Any] = [None] * self.engine.world_size
-        dist.all_gather_object(gathered, mine)
-        if self.engine.rank == 0:
-            self._commit(storage, progress, gathered)
-        dist.barrier()
-        return name
-
-    def _write_slices(self, storage: Storage) -> dict[str, Any]:
-        """Writes this rank's two files; says what is in them."""
-        engine, rank = self.engine, self.engine.rank
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
-        offsets: dict[str, int] = {}
-        for held in engine.slices():
-            part = held.part(rank, engine.world_size) if engine.replicated else held
-            if not part.length:
-                continue
-            offsets[part.name] = part.offset
-            weights[part.name] = _detached(part.view(part.master))
-            moments |= {f"{key}/{part.name}": _detached(v) for key, v in engine.optimizer_state(part).items()}
-        for name, offset, values in engine.frozen_slices():
-            offsets[name] = offset
-            weights[name] = _detached(values.float() if values.is_floating_point() else values)
-        if rank == 0:
-            for name, buffer in engine.buffers.items():
-                offsets[name] = 0
-                weights[name] = _detached(buffer.reshape(-1))
-        written: dict[str, Any] = {"offsets": offsets, "weights": None, "optimizer": None, "files": {}}
-        for kind, tensors in (("weights", weights), ("optimizer", moments)):
-            if tensors:
-                file = f"{kind}-{self.attempt}-{rank:05d}.safetensors"
-                written[kind] = file
-                written["files"][file] = _write(storage, file, save(tensors))
-        return written
-
-    def _commit(self, storage: Storage, progress: Progress, ranks: list[dict[str, Any]]) -> None:
-        engine = self.engine
-        shapes: dict[str, list[int]] = {name: list(shape) for name, shape in engine.shapes.items()}
-        shapes |= {name: list(buffer.shape) for name, buffer in engine.buffers.items()}
-        files = {name: described for rank in ranks for name, described in rank.pop("files").items()}
-        state = {
-            "progress": vars(progress),
-            "shapes": shapes,
-            "ranks": ranks,
-            "optimizer": {"kind": engine.train_config.optimizer, "steps": engine.optimizer_steps},
-            "loss_scale": engine.loss_scale,
-        }
-        state_file = f"state-{self.attempt}.json"
-        storage.write_json(state_file, state)
-        files[state_file] = storage.describe(state_file)
-        info = {
-            "step": progress.step,
-            "world_size": engine.world_size,
-            "zero_stage": engine.train_config.zero.stage,
-            "precision": engine.train_config.precision,
-        }
-        storage.write_json(MANIFEST, vars(Manifest("checkpoint", files, info=info)))
-        for name in storage.list():
-            if name not in files and name != MANIFEST:
-                storage.delete(name)
-
-    def rotate(self, progress: Progress) -> None:
-        """Removes what is no longer kept beside the checkpoint just saved: the latest ``keep`` and the best one stay.
-
-        Called once nothing names the others any more. Folders of later steps are of a run that was turned back:
-        they are removed too, with what never was committed.
-        """
-        if self.engine.rank != 0:
-            return
-        older = [name for name in committed(self.root) if _step(name) < progress.step]
-        kept = {f"step-{progress.step}", f"step-{progress.best_step}", *older[: self.keep - 1]}
-        for name in {path.split("/", 1)[0] for path in self.root.list()} - kept:
-            (self.root / name).delete(MANIFEST)  # first: a half-deleted checkpoint must not look whole
-            self.root.delete_tree(name)
-
-
-def _detached(values: Tensor) -> Tensor:
-    return values.detach().to("cpu", copy=True).contiguous()
-
-
-def _write(storage: Storage, name: str, data: bytes) -> dict[str, Any]:
-    storage.write_bytes(name, data)
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-
-
-# -- restoring ---------------------------------------------------------------------------------------------
+# -- finding -----------------------------------------------------------------------------------------------
 
 
 def committed(root: Storage) -> list[str]:
     """Names of the checkpoints in ``root`` that have a manifest, newest first."""
     found = {path.split("/", 1)[0] for path in root.list() if path.endswith(f"/{MANIFEST}") and path.count("/") == 1}
-    return sorted((name for name in found if _NAME.match(name)), key=_step, reverse=True)
+    return sorted((name for name in found if _NAME.match(name)), key=step_of, reverse=True)
+
+
+def step_of(name: str) -> int:
+    """The step in a checkpoint's name; -1 for any other name."""
+    match = _NAME.match(name)
+    return int(match.group(1)) if match else -1
 
 
 def newest(folder: Storage) -> Checkpoint | None:
-    """The newest checkpoint of which every byte is as it was written; None if there is none.
+    """The newest checkpoint of which every byte is as it was written; None if none was ever committed.
 
-    A damaged one is named in a warning, and the one before it is taken. Collective: rank 0 looks, and all ranks
-    open the one that it found.
+    One that is damaged or lost is passed over, with a warning. Collective: rank 0 looks, and all ranks open the one
+    that it found. Raises TrainingError, on every rank, where all are damaged: a training does not start anew by itself.
     """
-    root = folder / FOLDER
-    found = _from_first(_verified(root) if dist.get_rank() == 0 else None)
-    if found is None:
-        return None
-    return Checkpoint(root / found, *read_state(root / found))
-
-
-def _verified(root: Storage) -> str | None:
-    for name in committed(root):
-        try:
-            (root / name).verified("checkpoint")
-            read_state(root / name)
-        except DistftError as error:
-            _log.warning("The checkpoint %s is damaged, the one before it is used. %s", name, error)
-        else:
-            return name
+    found, passed_over = from_first(_look(folder) if dist.get_rank() == 0 else None)
+    if found is not None:
+        storage = folder / FOLDER / found
+        return Checkpoint(storage, *read_state(storage), tuple(passed_over))
+    if passed_over:
+        raise TrainingError(
+            f"No checkpoint in {folder}/{FOLDER} can be used: {' '.join(passed_over)}",
+            "one that is as it was written",
+            "Restore one from a copy, or start this training anew with --force, which removes what is there.",
+        )
     return None
+
+
+def _look(folder: Storage) -> tuple[str | None, list[str]]:
+    """The newest whole checkpoint, and a sentence for each that had to be passed over."""
+    root, passed_over = folder / FOLDER, []
+    names = committed(root)
+    lost = _latest(folder)
+    if lost and step_of(lost) > max(map(step_of, names), default=-1):
+        passed_over.append(f"The checkpoint {lost} was committed, and its {MANIFEST} is missing.")
+    found = None
+    for name in names:
+        try:
+            _verify(root / name, name)
+        except DistftError as error:
+            passed_over.append(f"The checkpoint {name} is damaged: {error}")
+        else:
+            found = name
+            break
+    for sentence in passed_over:
+        _log.warning("%s The one before it is used." if found else "%s", sentence)
+    return found, passed_over
+
+
+def _latest(folder: Storage) -> str | None:
+    """The name of the checkpoint committed last, as far as that is known."""
+    if not folder.exists(LATEST):
+        return None
+    try:
+        value = folder.read_json(LATEST)
+    except ArtefactError:
+        return None  # damaged itself; the checkpoints speak for themselves
+    name = str(value.get("checkpoint") if isinstance(value, dict) else "").rpartition("/")[2]
+    return name if _NAME.match(name) else None
+
+
+def _verify(storage: Storage, name: str) -> None:
+    """Raises a DistftError unless every file is as it was written, and belongs to the step that its folder names."""
+    manifest, _ = read_state(storage)
+    if manifest.info.get("step") != step_of(name):
+        raise ArtefactError(f"it holds step {manifest.info.get('step')}", name, "Restore it from a copy.")
+    storage.verified("checkpoint")
+
+
+def restored_progress(folder: Storage, found: Checkpoint | None, metric: str) -> Progress:
+    """Where a training goes on: what the checkpoint remembers, less a best one that is no longer true or there.
+
+    What was best by another metric says nothing of this one. And where a later checkpoint was damaged, the one that
+    was the best before it may have been removed already. Collective.
+    """
+    if found is None:
+        return Progress(metric=metric)
+    progress = found.progress
+    there = from_first(f"step-{progress.best_step}" in committed(folder / FOLDER))
+    if progress.metric != metric or not there:
+        return replace(progress, metric=metric, best_value=None, best_step=0, best_epoch=0, stale=0)
+    return progress
+
+
+# -- restoring ---------------------------------------------------------------------------------------------
 
 
 def load_weights(checkpoint: Checkpoint, module: nn.Module) -> dict[str, Tensor]:
@@ -269,13 +223,8 @@ def _moment_names(checkpoint: Checkpoint) -> set[str]:
     return {"momentum_buffer"} if kind == "sgd" else {"exp_avg", "exp_avg_sq"}
 
 
-def _step(name: str) -> int:
-    match = _NAME.match(name)
-    return int(match.group(1)) if match else -1
-
-
-def _from_first(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+def from_first(value: Any, group: dist.ProcessGroup | None = None) -> Any:
+    """Rank 0's value, on every rank of ``group``, or of all."""
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]

@@ -236,12 +236,17 @@ def _following(folder: Storage, progress: Progress | None) -> Iterator[None]:
         yield
         return
     latest = max((_place(line) for line in read_lines(folder)), default=(0, False))
+    warned = [line for line in read_lines(folder) if line["kind"] == "warning"]
     ended = threading.Event()
 
     def forward() -> None:
         nonlocal latest
         for line in read_lines(folder):
-            if _place(line) > latest:
+            if line["kind"] == "warning":  # of a step that was passed before: it tells of a way back
+                if line not in warned:
+                    warned.append(line)
+                    progress(line)
+            elif _place(line) > latest:
                 latest = _place(line)
                 progress(line)
 

@@ -38,6 +38,10 @@ class Journal:
         else:
             self._text += text
 
+    def warn(self, message: str, step: int, attempt: str) -> None:
+        """Adds what a person should know of; ``attempt`` tells it from the same one of an earlier start."""
+        self.write(kind="warning", step=step, attempt=attempt, message=message)
+
     def commit(self) -> None:
         """Makes sure that what was written outlives a crash of the machine."""
         if self._folder.is_local:

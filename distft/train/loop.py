@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,15 @@ from distft.errors import TrainingError, UsageError
 from distft.job import Job
 from distft.schema import Batch, Histories, lower_is_better
 from distft.storage import Storage
-from distft.train.checkpoint import FOLDER, Checkpoint, Progress, Saver, load_optimizer, load_weights, newest
+from distft.train.checkpoint import Checkpoint, load_optimizer, load_weights, newest, restored_progress
 from distft.train.engine import Engine
 from distft.train.journal import Journal
+from distft.train.saving import Saver, write_best
 from distft.train.settings import learning_rate
 from distft.train.step import Step, train_step
 from distft.train.validation import Validation, watched_metric
 from distft.train.window import Window
 
-BEST = "best.json"
 LOG_STEPS = 50
 Report = Callable[[dict[str, Any]], None]
 
@@ -88,15 +88,17 @@ class Loop:
         self.empty = concat([])
         self.total_steps = job.train.epochs * self.reader.steps_per_epoch
         found = newest(self.folder)
-        self.progress = found.progress if found else Progress()
-        if self.progress.metric != self.metric:  # what was best by another metric says nothing of this one
-            self.progress = replace(self.progress, metric=self.metric, best_value=None, best_step=0, stale=0)
+        self.progress = restored_progress(self.folder, found, self.metric)
         self.engine = self._build(found, device)
-        self.saver = Saver(self.folder, self.engine, job.train.checkpoint.keep)
         self.journal = Journal(self.folder, self.progress.step) if self.rank == 0 else None
+        before_commit = self.journal.commit if self.journal else None
+        self.saver = Saver(self.folder, self.engine, job.train.checkpoint, before_commit)
         self.validation = Validation(job, self.dataset, self.encoder, self.metric)
         self.window = Window()
-        self._write_best()
+        if self.journal:
+            write_best(self.folder, self.progress)
+            for sentence in found.passed_over if found else ():
+                self.journal.warn(sentence, self.progress.step, self.saver.attempt)
 
     def _build(self, found: Checkpoint | None, device: torch.device) -> Engine:
         catalog = self.encoder.catalog()
@@ -112,6 +114,17 @@ class Loop:
 
     def run(self) -> TrainResult:
         """Trains from the cursor to the last epoch, or until early stopping."""
+        try:
+            self._train()
+            self.saver.drain()
+        finally:
+            self.saver.close()
+        self.engine.close()
+        progress = self.progress
+        value, stopped = progress.best_value, self.stopped_early
+        return TrainResult(value, progress.best_step, progress.epoch, progress.step, stopped)
+
+    def _train(self) -> None:
         progress, train = self.progress, self.job.train
         while progress.epoch < train.epochs and not self.stopped_early:
             self._train_epoch()
@@ -119,12 +132,7 @@ class Loop:
             due = progress.epoch % train.validate_.every_epochs == 0 or progress.epoch == train.epochs
             metrics = self.validation.score(self.engine) if due else {}
             self._judge(metrics, due)
-            name = self._save()
-            if metrics:
-                self.report({**metrics, "step": progress.step, "epoch": progress.epoch, "checkpoint_path": name})
-        self.engine.close()
-        value, stopped = progress.best_value, self.stopped_early
-        return TrainResult(value, progress.best_step, progress.epoch, progress.step, stopped)
+            self._save({**metrics, "step": progress.step, "epoch": progress.epoch} if metrics else None)
 
     @property
     def stopped_early(self) -> bool:
@@ -137,6 +145,7 @@ class Loop:
         self.window.restart()
         while progress.epoch_step < self.reader.steps_per_epoch:
             self._train_step()
+            self.saver.poll()
             if self.window.steps >= LOG_STEPS:
                 self._log_window()
             if progress.step % every == 0 and progress.epoch_step < self.reader.steps_per_epoch:
@@ -184,26 +193,15 @@ class Loop:
 
     # -- what is written -----------------------------------------------------------------------------------
 
-    def _save(self) -> str:
-        self._log_window()
-        if self.journal:
-            self.journal.commit()
-        name = self.saver.save(self.progress)
-        self._write_best()
-        self.saver.rotate(self.progress)
-        return f"{self.folder}/{FOLDER}/{name}"
+    def _save(self, report: dict[str, Any] | None = None) -> None:
+        """Starts a checkpoint; ``report`` is reported when it is committed."""
 
-    def _write_best(self) -> None:
-        progress = self.progress
-        if self.rank == 0 and progress.best_step:
-            best = {
-                "checkpoint": f"{FOLDER}/step-{progress.best_step}",
-                "step": progress.best_step,
-                "epoch": progress.best_epoch,
-                "metric": self.metric,
-                "value": progress.best_value,
-            }
-            self.folder.write_json(BEST, best)
+        def tell(path: str) -> None:
+            if report is not None:
+                self.report({**report, "checkpoint_path": path})
+
+        self._log_window()
+        self.saver.save(self.progress, tell)
 
     def _log_window(self) -> None:
         if self.journal and self.window.steps:

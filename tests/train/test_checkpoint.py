@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from distft.errors import ArtefactError
+from distft.errors import ArtefactError, TrainingError
+from distft.job import Checkpoint as Rules
 from distft.job import Train
 from distft.models.weights import read_weights
 from distft.storage import MANIFEST, Storage
-from distft.train.checkpoint import Progress, Saver, committed, load_optimizer, load_weights, newest
+from distft.train.checkpoint import Progress, committed, load_optimizer, load_weights, newest
 from distft.train.engine import Engine
+from distft.train.saving import Saver
 from distft.train.step import Step, train_step
 from tests.train.ranks import Toy, ToyLoss, run_ranks, toy_batch
 
@@ -62,9 +65,10 @@ def run(train: dict[str, Any], uri: str, steps: int) -> State:
     engine, progress = start(train, folder)
     advance(engine, progress, steps)
     if steps:
-        saver = Saver(folder, engine, keep=2)
+        saver = Saver(folder, engine, Rules(keep=2))
         saver.save(progress)
-        saver.rotate(progress)
+        saver.drain()
+        saver.close()
     held = state_of(engine)
     engine.close()
     return held
@@ -180,6 +184,81 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(
     assert (kind == "manifest" and damage == "remove") or "step-2" in caplog.text
 
 
+def swapped(first: Path, second: Path) -> None:
+    """The second file in the place of the first."""
+    assert first.stat().st_size == second.stat().st_size, "a size alone tells nothing"
+    first.write_bytes(second.read_bytes())
+
+
+def files_of(folder: Path, step: int, kind: str) -> list[Path]:
+    return sorted((folder / "checkpoints" / f"step-{step}").glob(f"{kind}*"))
+
+
+def test_a_file_of_another_step_or_rank_is_found_and_the_checkpoint_before_is_used(
+    tmp_path: Path, one_rank: None
+) -> None:
+    train = stage(0, optimizer="sgd")
+    ranks = run_ranks(2, run_all, [(train, str(tmp_path), 1)] * 3)
+    swapped(files_of(tmp_path, 3, "weights")[0], files_of(tmp_path, 2, "weights")[0])
+    assert_same(whole([run(train, str(tmp_path), 0)]), whole([rank[1] for rank in ranks]))
+    swapped(*files_of(tmp_path, 2, "optimizer"))
+    with pytest.raises(TrainingError, match=r"step-3 is damaged: .*weights.*step-2 is damaged: .*optimizer"):
+        start(train, Storage(tmp_path))
+
+
+def test_a_folder_of_another_step_is_found(tmp_path: Path, one_rank: None) -> None:
+    first = run(stage(2), str(tmp_path), 1)
+    run(stage(2), str(tmp_path), 1)
+    shutil.rmtree(tmp_path / "checkpoints/step-2")
+    shutil.copytree(tmp_path / "checkpoints/step-1", tmp_path / "checkpoints/step-2")
+    found = newest(Storage(tmp_path))
+    assert found is not None and found.progress.step == 1
+    assert "step-2 is damaged: it holds step 1" in found.passed_over[0]
+    assert_same(whole([run(stage(2), str(tmp_path), 0)]), whole([first]))
+
+
+def test_a_manifest_that_is_missing_is_told(tmp_path: Path, one_rank: None) -> None:
+    run(stage(2), str(tmp_path), 1)
+    run(stage(2), str(tmp_path), 1)
+    (tmp_path / "checkpoints/step-2" / MANIFEST).unlink()
+    found = newest(Storage(tmp_path))
+    assert found is not None and found.progress.step == 1
+    assert "step-2 was committed, and its manifest.json is missing" in found.passed_over[0]
+
+
+def test_training_does_not_start_anew_by_itself(tmp_path: Path, one_rank: None) -> None:
+    run(stage(2), str(tmp_path), 1)
+    flip(files_of(tmp_path, 1, "weights")[0])
+    with pytest.raises(TrainingError, match=r"step-1 is damaged: .*weights-.*SHA-256.*--force"):
+        newest(Storage(tmp_path))
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(TrainingError, match=r"step-1 was committed, and its manifest.json is missing"):
+        newest(Storage(tmp_path))
+    (tmp_path / "latest.json").write_bytes(b"{")
+    assert newest(Storage(tmp_path)) is None
+
+
+@pytest.mark.proof
+def test_every_flipped_bit_of_every_file_is_found(
+    tmp_path: Path, one_rank: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    run(stage(2), str(tmp_path), 1)
+    run(stage(2), str(tmp_path), 1)
+    folder, kinds = Storage(tmp_path), []
+    for path in sorted((tmp_path / "checkpoints/step-2").iterdir()):
+        data = path.read_bytes()
+        for place, bit in itertools.product(range(len(data)), range(8)):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+            found = newest(folder)
+            assert found is not None and found.progress.step == 1, f"bit {bit} of byte {place} of {path.name}"
+        path.write_bytes(data)
+        kinds.append(path.name.split("-")[0])
+    assert kinds == [MANIFEST, "optimizer", "state", "weights"]
+    intact = newest(folder)
+    assert intact is not None and intact.progress.step == 2
+
+
 def test_what_an_aborted_attempt_left_is_neither_read_nor_kept(tmp_path: Path, one_rank: None) -> None:
     run(stage(2), str(tmp_path), 1)
     stale = tmp_path / "checkpoints" / "step-2" / "weights-dead0000-00001.safetensors"
@@ -194,12 +273,12 @@ def test_what_an_aborted_attempt_left_is_neither_read_nor_kept(tmp_path: Path, o
 def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path, one_rank: None) -> None:
     folder = Storage(tmp_path)
     engine, progress = start(stage(1), folder)
-    saver = Saver(folder, engine, keep=2)
+    saver = Saver(folder, engine, Rules(keep=2))
     for step in range(1, 7):
         advance(engine, progress, 1)
         progress.best_step = min(step, 2)
         saver.save(progress)
-        saver.rotate(progress)
+    saver.close()
     assert committed(folder / "checkpoints") == ["step-6", "step-5", "step-2"]
     assert (tmp_path / "checkpoints" / "step-2" / MANIFEST).exists()
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-6", "step-5", "step-2"}

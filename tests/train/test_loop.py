@@ -15,6 +15,7 @@ from distft.job import Job
 from distft.models.weights import read_weights
 from distft.storage import Storage
 from distft.train import loop as loop_module
+from distft.train.checkpoint import committed
 from distft.train.engine import Engine
 from distft.train.journal import read_lines
 from distft.train.loop import Loop, TrainResult
@@ -124,6 +125,36 @@ def test_best_json_never_names_a_checkpoint_that_goes(
     monkeypatch.setattr(Storage, "delete_tree", delete_tree)
     train(circle_job(tmp_path, epochs=8, checkpoint={"keep": 1}), root)
     assert len(gone) > 3, "every epoch is better than the one before: the best one before must go"
+
+
+def test_a_damaged_checkpoint_is_told_in_the_metrics_and_its_best_is_sought_again(
+    tmp_path: Path, one_rank: None
+) -> None:
+    """The second epoch is better: the first one's checkpoint stays as the one before, but only until it goes."""
+    root = write_circle(tmp_path)
+    rules = {"checkpoint": {"keep": 2, "every_steps": 3}, "early_stopping": {"patience": 9}}
+    result = train(circle_job(tmp_path, **rules), root)
+    assert result.best_step == 8 and committed(root / "train/checkpoints") == ["step-8", "step-6"]
+    damaged = next((tmp_path / "train/checkpoints/step-8").glob("weights*"))
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    again = train(circle_job(tmp_path, **rules), root)
+    assert again == result
+    (line,) = [line for line in read_lines(root / "train") if line["kind"] == "warning"]
+    assert line["step"] == 6 and "step-8 is damaged" in line["message"] and damaged.name in line["message"]
+    assert json.loads((tmp_path / "train/best.json").read_text())["step"] == 8
+
+
+def test_best_json_does_not_name_what_a_damaged_run_lost(
+    tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_circle(tmp_path)
+    rules = {"checkpoint": {"keep": 2, "every_steps": 3}, "early_stopping": {"patience": 9}}
+    train(circle_job(tmp_path, **rules), root)
+    next((tmp_path / "train/checkpoints/step-8").glob("state*")).unlink()
+    interrupt_at(6, monkeypatch)
+    with pytest.raises(Interruption):
+        train(circle_job(tmp_path, **rules), root)
+    assert not (root / "train").exists("best.json"), "that of step 4 went when step 8 was better"
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
