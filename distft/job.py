@@ -197,6 +197,14 @@ class Random(Section):
 Split = Annotated[LeaveOneOut | ByTime | Random, Field(discriminator="by")]
 
 
+class Vocabulary(Section):
+    """Where the rows of items, categories, event types and query tokens come from, with the statistics of numbers."""
+
+    from_: StorageText = Field(
+        alias="from", description="dataset or bundle whose rows and statistics are kept; what is new is appended"
+    )
+
+
 class Data(Section):
     """Where the events come from, how they are cleaned and split."""
 
@@ -206,6 +214,7 @@ class Data(Section):
     clean: Clean = Clean()
     target_events: tuple[str, ...] = Field(("purchase",), min_length=1, description="predicted; others are context")
     split: Split = LeaveOneOut()
+    vocabulary: Vocabulary | None = Field(None, description="without it prepare makes a vocabulary of its own")
     max_context: int = Field(1000, ge=1, le=MAX_COUNT, description="events before a target that valid/ and test/ hold")
     min_token_count: int = Field(2, ge=1, le=MAX_COUNT, description="query tokens seen less often are unknown")
 

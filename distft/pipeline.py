@@ -182,13 +182,15 @@ def _declared(key: str, declared: tuple[str, ...]) -> bool:
 
 
 def _identity(context: Context) -> dict[str, Any]:
+    from distft.data.inherit import base_identity
     from distft.data.sources.inputs import find_inputs
 
     data = context.job.data
+    base = {"data.vocabulary": base_identity(data.vocabulary.from_, context.root)} if data.vocabulary else {}
     logs = {f"data.events.{index}": source.open().identity() for index, source in enumerate(data.events)}
     tables = {"data.items": data.items, "data.users": data.users}
     files = {key: [one.identity() for one in find_inputs(table.path)] for key, table in tables.items() if table}
-    return {**logs, **files}
+    return {**base, **logs, **files}
 
 
 def _dataset_sha(context: Context) -> dict[str, Any]:

@@ -4,12 +4,15 @@ Enters: the shop's ids, event names, queries. Leaves: item rows, event codes, to
 item. It rests in ``<dataset>/encoder`` and is copied whole into a bundle, so that a server encodes a request with
 the very code and tables that encoded the training data.
 
-Item rows are ordered by training count (descending), then item id: the popularity list is 2, 3, 4, ...
+Item rows are ordered by training count (descending), then item id. Where an encoder continues another one
+(``data.vocabulary.from``), the rows of that one come first, as they are, and only the rest is ordered so; ``counts``
+are always of this dataset's own training part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +26,7 @@ from distft.data.sources.base import RawHistory
 from distft.data.text import words
 from distft.errors import ArtefactError, DataError
 from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, Catalog, Feature, Histories
-from distft.storage import Storage
+from distft.storage import Storage, canonical_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,13 +48,25 @@ class RawEvent:
     query: str | None = None
 
 
+@dataclass(frozen=True)
+class Ancestor:
+    """An encoder that another one continues: its identity, and the rows of each of its vocabularies.
+
+    ``rows`` has the names and sizes of ``Encoder.sizes``: rows below them are the ancestor's own.
+    """
+
+    identity: str
+    rows: Mapping[str, int]
+
+
 @dataclass(frozen=True, eq=False)
 class Encoder:
     """Vocabularies, statistics and item features of one dataset; immutable.
 
     Event code c (from 1) is ``event_names[c - 1]``. ``item_ids``: raw id by item row, "" for PAD and UNKNOWN.
     ``counts``: training target events by item row. ``token_words``: word by token row, "" for PAD and UNKNOWN.
-    ``user_features`` tells how ``dataset/users.parquet`` was encoded.
+    ``user_features`` tells how ``dataset/users.parquet`` was encoded. ``ancestors``: the encoders that this one
+    continues, the oldest first.
     """
 
     event_names: tuple[str, ...]
@@ -62,6 +77,7 @@ class Encoder:
     token_words: tuple[str, ...] = ("", "")
     features: tuple[FeatureColumn, ...] = ()
     user_features: tuple[FeatureSpec, ...] = ()
+    ancestors: tuple[Ancestor, ...] = ()
 
     # -- sizes and lookups ---------------------------------------------------------------------------------
 
@@ -69,6 +85,52 @@ class Encoder:
     def num_items(self) -> int:
         """Item rows, PAD and UNKNOWN included."""
         return len(self.item_ids)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows of every vocabulary, the reserved ones included: the sizes of a model's tables.
+
+        ``items``, ``events``, ``query_tokens``, and ``items.<name>`` or ``users.<name>`` for a feature of categories.
+        """
+        groups = {"items": [column.spec for column in self.features], "users": self.user_features}
+        categories = {
+            f"{table}.{spec.name}": len(spec.vocabulary)
+            for table, specs in groups.items()
+            for spec in specs
+            if spec.kind == "category"
+        }
+        rows = {"items": self.num_items, "events": len(self.event_names) + 1, "query_tokens": len(self.token_words)}
+        return rows | categories
+
+    def num_base_rows(self, vocabulary: str) -> int:
+        """Rows of one of ``sizes`` that are those of the encoder that this one continues; 0 if it continues none."""
+        return self.ancestors[-1].rows[vocabulary] if self.ancestors else 0
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of all vocabularies, statistics and item features; not of counts, which tell of the events alone.
+
+        A dataset and the bundles made of it have one identity. A model fits an encoder that has the identity of its
+        own, or has it among its ancestors.
+        """
+        specs = [[spec.describe(), list(spec.vocabulary)] for spec in self.user_features]
+        sha = hashlib.sha256(canonical_json([self.event_names, self.has_clock, specs, self._described_ancestors()]))
+        texts: list[Iterable[str]] = [self.item_ids.tolist(), self.token_words]
+        for column in self.features:
+            sha.update(canonical_json([column.spec.describe(), list(column.spec.vocabulary)]))
+            for array in (column.offsets, column.codes, column.values):
+                sha.update(array.tobytes())
+            texts.append(column.texts.tolist())
+        for text in (text.encode() for group in texts for text in group):
+            sha.update(b"%d:%b" % (len(text), text))
+        return sha.hexdigest()
+
+    def _described_ancestors(self) -> list[dict[str, object]]:
+        return [{"identity": one.identity, "rows": dict(one.rows)} for one in self.ancestors]
+
+    def as_ancestor(self) -> Ancestor:
+        """What is told of an encoder in one that continues it."""
+        return Ancestor(self.identity, self.sizes)
 
     @cached_property
     def popularity(self) -> NDArray[np.int32]:
@@ -208,6 +270,7 @@ class Encoder:
             "has_clock": self.has_clock,
             "features": [spec.describe() for spec in item_specs],
             "user_features": [spec.describe() for spec in self.user_features],
+            "ancestors": self._described_ancestors(),
         }
         storage.write_json("encoder.json", description)
 
@@ -239,6 +302,7 @@ class Encoder:
             token_words=tuple(read_table(storage, "query_tokens.parquet")["word"].to_pylist()),
             features=tuple(FeatureColumn.from_arrow(spec, items[_FEATURE + spec.name]) for spec in item_specs),
             user_features=_specs(description["user_features"], categories, "users"),
+            ancestors=tuple(Ancestor(**one) for one in description.get("ancestors", ())),
         )
 
 

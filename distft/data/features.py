@@ -2,13 +2,16 @@
 
 Enters: a ``FeatureTable`` in the shop's words, and the ids that have rows. Leaves: one ``FeatureColumn`` a feature,
 aligned with the rows. A feature may hold several categories an item; the catalogue of a model takes the first.
+Where a spec is given that was learned before (``data.vocabulary.from``), its statistics are used as they are, and its
+categories keep their codes: new ones come after them.
 
 Surprising choice: a missing number is 0 after standardising, which is the mean; so it says nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,16 +27,27 @@ if TYPE_CHECKING:
     from distft.data.sources.base import FeatureTable
 
 
+LEARNED = {"learned": True}
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureSpec:
-    """How one feature is encoded. ``vocabulary`` holds the category of each code (two reserved ones first)."""
+    """How one feature is encoded. ``vocabulary`` holds the category of each code (two reserved ones first).
+
+    A field that is ``LEARNED`` comes from the data; all others are settings, which must stay as they are for a
+    vocabulary to be continued.
+    """
 
     name: str
     kind: Literal["category", "number", "text"]
     multiple: bool = False
-    mean: float = 0.0
-    std: float = 1.0
-    vocabulary: tuple[str, ...] = ()
+    mean: float = field(default=0.0, metadata=LEARNED)
+    std: float = field(default=1.0, metadata=LEARNED)
+    vocabulary: tuple[str, ...] = field(default=(), metadata=LEARNED)
+
+    def settings(self) -> dict[str, Any]:
+        """What determines the encoding beside the data."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if not one.metadata.get("learned")}
 
     def describe(self) -> dict[str, Any]:
         """The spec without its vocabulary, as JSON."""
@@ -93,14 +107,34 @@ class FeatureColumn:
         return cls(spec, np.arange(len(array) + 1, dtype=np.int64), array.to_numpy().astype(np.int32))
 
 
+def plan_features(table: FeatureTable) -> tuple[FeatureSpec, ...]:
+    """The specs of a table's features, with nothing learned yet."""
+    names = [name for name in table.table.column_names if name != table.key]
+    return tuple(_planned(table, name) for name in names)
+
+
+def _planned(table: FeatureTable, name: str) -> FeatureSpec:
+    if name in table.numeric:
+        return FeatureSpec(name, "number")
+    if name in table.text:
+        return FeatureSpec(name, "text")
+    kind = table.table.schema.field(name).type
+    return FeatureSpec(name, "category", pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
 def encode_features(
-    table: FeatureTable, ids: NDArray[np.object_], counted: NDArray[np.bool_], reserved: int
+    table: FeatureTable,
+    ids: NDArray[np.object_],
+    counted: NDArray[np.bool_],
+    reserved: int,
+    learned: Mapping[str, FeatureSpec] | None = None,
 ) -> tuple[FeatureColumn, ...]:
     """One column for each feature of ``table``, aligned with ``ids``.
 
     The first ``reserved`` rows (PAD and UNKNOWN of a vocabulary) get the code of their own row and the number 0.
-    Statistics come from the rows where ``counted``; a key that stands several times in the table counts once, the
-    first time. Raises DataError if none of ``ids`` is in the table.
+    Statistics come from the rows where ``counted``, or from ``learned``, the spec of every feature by its name; a
+    key that stands several times in the table counts once, the first time. Raises DataError if none of ``ids`` is in
+    the table.
     """
     keys = table.table[table.key].combine_chunks().cast(pa.string())
     index = pc.index_in(pa.array(ids, pa.string()), value_set=keys)
@@ -110,18 +144,24 @@ def encode_features(
         mask = np.arange(len(ids)) < reserved
         index = pc.if_else(pa.array(mask), pa.scalar(None, pa.int32()), index)
     columns = []
-    for name in table.table.column_names:
-        if name == table.key:
-            continue
-        column = table.table[name].combine_chunks().take(index)
-        if name in table.numeric:
-            columns.append(_number(name, column, counted))
-        elif name in table.text:
+    for spec in plan_features(table):
+        column = table.table[spec.name].combine_chunks().take(index)
+        if spec.kind == "number":
+            spec = learned[spec.name] if learned else _standard(spec, column, counted)
+            columns.append(_number(spec, column))
+        elif spec.kind == "text":
             texts = pc.fill_null(column.cast(pa.string()), "").to_numpy(zero_copy_only=False)
-            columns.append(FeatureColumn(FeatureSpec(name, "text"), texts=texts))
+            columns.append(FeatureColumn(spec, texts=texts))
         else:
-            columns.append(_category(name, column, reserved))
+            columns.append(_category(learned[spec.name] if learned else spec, column, reserved))
     return tuple(columns)
+
+
+def keep_rows(column: FeatureColumn, base: FeatureColumn, absent: NDArray[np.bool_]) -> FeatureColumn:
+    """The column with ``base``'s values in those of the base's rows that are ``absent`` from today's table."""
+    today, size = column.to_arrow(), len(absent)
+    kept = pc.if_else(pa.array(absent), base.to_arrow(), today[:size])
+    return FeatureColumn.from_arrow(column.spec, pa.chunked_array([pa.concat_arrays([kept, today[size:]])]))
 
 
 def _strangers(key: str, keys: pa.Array, ids: NDArray[np.object_]) -> DataError:
@@ -131,27 +171,38 @@ def _strangers(key: str, keys: pa.Array, ids: NDArray[np.object_]) -> DataError:
     return DataError(what, "the same ids in both", f"Correct the column that data.{part} or the log maps as {key}.")
 
 
-def _number(name: str, column: pa.Array, counted: NDArray[np.bool_]) -> FeatureColumn:
-    raw = pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
-    present = np.isfinite(raw)
-    sample = raw[present & counted]
+def _standard(spec: FeatureSpec, column: pa.Array, counted: NDArray[np.bool_]) -> FeatureSpec:
+    """The spec with the statistics of the rows where ``counted``."""
+    raw = _raw(column)
+    sample = raw[np.isfinite(raw) & counted]
     mean = float(sample.mean()) if len(sample) else 0.0
     std = float(sample.std()) if len(sample) else 1.0
-    std = std if std > 0 else 1.0
-    values = np.where(present, (np.where(present, raw, 0.0) - mean) / std, 0.0)
-    return FeatureColumn(FeatureSpec(name, "number", mean=mean, std=std), values=values.astype(np.float32))
+    return replace(spec, mean=mean, std=std if std > 0 else 1.0)
 
 
-def _category(name: str, column: pa.Array, reserved: int) -> FeatureColumn:
-    multiple = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if multiple:
+def _raw(column: pa.Array) -> NDArray[np.float64]:
+    return np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False))
+
+
+def _number(spec: FeatureSpec, column: pa.Array) -> FeatureColumn:
+    raw = _raw(column)
+    present = np.isfinite(raw)
+    values = np.where(present, (np.where(present, raw, 0.0) - spec.mean) / spec.std, 0.0)
+    return FeatureColumn(spec, values=values.astype(np.float32))
+
+
+def _category(spec: FeatureSpec, column: pa.Array, reserved: int) -> FeatureColumn:
+    if spec.multiple:
         lists = pc.fill_null(column.cast(pa.list_(pa.string())), [])
         flat, parents = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
     else:
         flat, parents = column.cast(pa.string()), np.arange(len(column))
     present = pc.fill_null(pc.greater(pc.utf8_length(flat), 0), False).to_numpy(zero_copy_only=False)
     flat, parents = flat.filter(pa.array(present)), parents[present]
-    vocabulary = pc.unique(flat).sort()
+    known = pa.array(spec.vocabulary[NUM_RESERVED:], pa.string())
+    found_here = pc.unique(flat)
+    added = found_here.filter(pc.invert(pc.is_in(found_here, value_set=known))).sort()
+    vocabulary = pa.concat_arrays([known, added])
     codes = pc.index_in(flat, value_set=vocabulary).to_numpy(zero_copy_only=False).astype(np.int32) + NUM_RESERVED
     found = np.bincount(parents, minlength=len(column))
     offsets = np.concatenate([[0], np.cumsum(np.maximum(found, 1))]).astype(np.int64)
@@ -160,5 +211,4 @@ def _category(name: str, column: pa.Array, reserved: int) -> FeatureColumn:
     out[filled] = codes
     if reserved:
         out[offsets[PAD]] = PAD
-    spec = FeatureSpec(name, "category", multiple, vocabulary=("", "", *vocabulary.to_pylist()))
-    return FeatureColumn(spec, offsets, out)
+    return FeatureColumn(replace(spec, vocabulary=("", "", *vocabulary.to_pylist())), offsets, out)

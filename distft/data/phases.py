@@ -23,22 +23,25 @@ from distft.data.features import FeatureSpec
 from distft.data.partition import load_arrays
 from distft.data.split import Plan, plan_split
 from distft.data.stats import Account, check_leaks
-from distft.data.vocabulary import build_encoder, encode_users, item_features, user_features, write_users
+from distft.data.vocabulary import Start, build_encoder, encode_users, write_users
 from distft.schema import NUM_RESERVED, SPLITS
 
 if TYPE_CHECKING:
-    from distft.data.sources.base import ReadTask, Source
+    from distft.data.sources.base import FeatureTable, ReadTask
 
 Task = Callable[..., dict[str, Any]]
+Tables = tuple["FeatureTable | None", "FeatureTable | None"]
 Each = Callable[[str, Task, Sequence[tuple[Any, ...]], Sequence[int] | None], list[dict[str, Any]]]
 
 
 class Phases:
-    """One prepare. ``each(phase, task, calls, weights)`` gives the results of ``task(*call)`` in the calls' order."""
+    """One prepare. ``each(phase, task, calls, weights)`` gives the results of ``task(*call)`` in the calls' order.
 
-    def __init__(self, context: tasks.Context, sources: Sequence[Source], has_clock: bool, each: Each) -> None:
-        self._context, self._job, self._sources = context, context.job, sources
-        self._has_clock, self._each = has_clock, each
+    ``tables``: the features of items and of users, if there are any.
+    """
+
+    def __init__(self, context: tasks.Context, start: Start, tables: Tables, each: Each) -> None:
+        self._context, self._job, self._start, self._tables, self._each = context, context.job, start, tables, each
         self._account = Account()
         self._partitions = range(context.num_partitions)
 
@@ -62,7 +65,7 @@ class Phases:
         encoder.save(self._context.staging / "encoder")
         splits = self._write(plan, users)
         stats = self._stats(plan, encoder, splits, span) | {"users": sum(users)}
-        return self._commit(stats, splits, made_from)
+        return self._commit(encoder, stats, splits, made_from)
 
     def _read(self, reads: Sequence[tuple[int, ReadTask]]) -> list[dict[str, list[int]]]:
         """For every partition, its record batches in each exchange file."""
@@ -96,16 +99,15 @@ class Phases:
         work = self._context.work
         numbers = [f"{number:05d}" for number in self._partitions]
         specs: tuple[FeatureSpec, ...] = ()
-        table = user_features(self._job, self._sources)
+        items, table = self._tables
         if table is not None:
             found = [load_arrays(work, f"users-{number}", ["user_ids", "trains"]) for number in numbers]
             ids, trains = (np.concatenate([one[name] for one in found]) for name in ("user_ids", "trains"))
-            columns = encode_users(table, ids, trains)
+            columns = encode_users(table, ids, trains, self._start.base)
             write_users(self._context.staging, columns)
             specs = tuple(column.spec for column in columns)
         counts = (work, [f"count-{number}" for number in numbers])
-        features = item_features(self._job, self._sources)
-        return build_encoder(self._job, self._context.event_names, self._has_clock, counts, features, specs)
+        return build_encoder(self._job, self._start, counts, items, specs)
 
     def _write(self, plan: Plan, users: Sequence[int]) -> list[dict[str, Any]]:
         firsts = np.concatenate([[0], np.cumsum(users)]).tolist()
@@ -120,20 +122,25 @@ class Phases:
         splits = {split: _summed([one[split] for one in written]) for split in SPLITS}
         for split in SPLITS[1:]:
             splits[split]["unknown_share"] = round(splits[split]["unknown_targets"] / max(splits[split]["rows"], 1), 6)
-        times = {"first_ms": span[0], "last_ms": span[1]} if self._has_clock else {}
+        times = {"first_ms": span[0], "last_ms": span[1]} if self._start.has_clock else {}
         if plan.by == "time":
             times |= {"valid_start_ms": plan.valid_start_ms, "test_start_ms": plan.test_start_ms}
         return {
             **self._account.to_json(),
             "items": encoder.num_items - NUM_RESERVED,
             "query_tokens": len(encoder.token_words) - NUM_RESERVED,
-            "has_clock": self._has_clock,
+            "has_clock": self._start.has_clock,
             "times": times,
             "splits": splits,
+            **_continued(encoder),
         }
 
     def _commit(
-        self, stats: dict[str, Any], written: Sequence[dict[str, Any]], made_from: dict[str, Any]
+        self,
+        encoder: Encoder,
+        stats: dict[str, Any],
+        written: Sequence[dict[str, Any]],
+        made_from: dict[str, Any],
     ) -> dict[str, Any]:
         staging = self._context.staging
         staging.delete_tree("work")
@@ -148,13 +155,23 @@ class Phases:
             "num_items": stats["items"] + NUM_RESERVED,
             "num_users": stats["users"],
             "num_shards": len(written),
-            "has_clock": self._has_clock,
+            "has_clock": self._start.has_clock,
+            **_continued(encoder),
         }
         staging.write_manifest("dataset", made_from, info, rows)
         return stats
 
     def _task(self, task: Callable[..., dict[str, Any]]) -> Task:
         return partial(task, self._context)
+
+
+def _continued(encoder: Encoder) -> dict[str, Any]:
+    """What is told of an encoder that continues another one: the rows that are that one's, and those appended."""
+    if not encoder.ancestors:
+        return {}
+    base, sizes = encoder.ancestors[-1], encoder.sizes
+    appended = {name: sizes[name] - base.rows[name] for name in sizes}
+    return {"vocabulary": {"from": base.identity, "base_rows": dict(base.rows), "appended_rows": appended}}
 
 
 def _summed(accounts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,13 +18,13 @@ import ray.exceptions
 from distft.cluster import quiet_data
 from distft.data.exchange import num_partitions
 from distft.data.phases import Phases, Task
+from distft.data.settle import settle
 from distft.data.tasks import Context
-from distft.errors import DataError, DistftError, RunError, revived
+from distft.errors import DistftError, RunError, revived
 from distft.schema import SPLITS
 from distft.storage import Storage
 
 if TYPE_CHECKING:
-    from distft.data.sources.base import Source
     from distft.job import Job
 
 Progress = Callable[[str, int, int], None]
@@ -37,29 +37,15 @@ TASK_BYTES = 1 << 28
 def prepare(job: Job, parent: Storage, made_from: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
     """Writes ``<parent>/dataset/`` and gives its ``stats.json``. Ray must be up. Raises DataError and LeakError."""
     sources = [config.open() for config in job.data.events]
-    has_clock = _has_clock(job, sources)
+    start, tables = settle(job, sources)
     reads = [(number, task) for number, source in enumerate(sources) for task in source.read_tasks()]
-    names = tuple(dict.fromkeys(name for config in job.data.events for name in config.event_names()))
     num_bytes = sum(task.num_bytes for _, task in reads)
     with parent.replacing("dataset") as staging, quiet_data():
-        context = Context(job, staging, names, num_partitions(num_bytes))
+        context = Context(job, staging, start.event_names, num_partitions(num_bytes))
         for folder in ("work", "rejected", *SPLITS):
             (staging / folder).make()
         runner = RayData(num_bytes, progress)
-        return Phases(context, sources, has_clock, runner.each).run(reads, made_from)
-
-
-def _has_clock(job: Job, sources: Sequence[Source]) -> bool:
-    clocks = {source.has_clock for source in sources}
-    if len(clocks) > 1:
-        raise DataError(
-            "Some of data.events have timestamps and some have none",
-            "all or none of them to have a clock, since they are merged by time",
-            "Map the timestamp of every log, or prepare them apart.",
-        )
-    if job.data.split.by == "time" and clocks == {False}:
-        raise DataError("data.split is by time, but the log has no timestamps", "", "Use {by: leave_one_out}.")
-    return clocks == {True}
+        return Phases(context, start, tables, runner.each).run(reads, made_from)
 
 
 class RayData:

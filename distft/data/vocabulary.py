@@ -1,20 +1,22 @@
 """The encoder of a dataset, made from the counts of all partitions.
 
-Enters: the count files of the partitions, and feature tables. Leaves: an ``Encoder``. Runs on the driver, on arrays
-as large as the vocabularies, not as the log.
+Enters: the count files of the partitions, feature tables, and the encoder that the new one continues, if any. Leaves:
+an ``Encoder``. Runs on the driver, on arrays as large as the vocabularies, not as the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from distft.data.encode import Encoder
-from distft.data.features import FeatureColumn, FeatureSpec, encode_features
+from distft.data.features import FeatureColumn, FeatureSpec, encode_features, keep_rows
 from distft.data.parquet import write_table
 from distft.data.partition import load_arrays
 from distft.data.sources.base import FeatureTable
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
 
     from distft.data.sources.base import Source
     from distft.job import Job
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is settled of an encoder before a log is read; ``base``: the encoder that it continues."""
+
+    event_names: tuple[str, ...]
+    has_clock: bool
+    base: Encoder | None = None
 
 
 def item_features(job: Job, sources: Sequence[Source]) -> FeatureTable | None:
@@ -43,50 +54,77 @@ def user_features(job: Job, sources: Sequence[Source]) -> FeatureTable | None:
     return next((table for source in sources if (table := source.users()) is not None), None)
 
 
-def build_items(work: Storage, names: Sequence[str]) -> pl.DataFrame:
-    """(item_ids, targets, train) of every item with a row, by targets (descending), then id."""
+def build_items(work: Storage, names: Sequence[str], base: Encoder | None = None) -> pl.DataFrame:
+    """(item_ids, targets, train) of every item with a row: the base's as they are, then by targets (descending), id."""
     parts = [pl.DataFrame(load_arrays(work, name, ["item_ids", "targets", "train", "known"])) for name in names]
     items = pl.concat(part.with_columns(pl.col("item_ids").cast(pl.String)) for part in parts)
     summed = items.group_by("item_ids").agg(pl.col("targets", "train").sum(), pl.col("known").any())
-    return summed.filter("known").sort(["targets", "item_ids"], descending=[True, False])
+    known = summed.filter("known").drop("known").sort(["targets", "item_ids"], descending=[True, False])
+    if base is None:
+        return known
+    old = pl.DataFrame({"item_ids": base.item_ids[NUM_RESERVED:]}, schema={"item_ids": pl.String})
+    kept = old.join(summed.drop("known"), on="item_ids", how="left", maintain_order="left").fill_null(0)
+    return pl.concat([kept, known.filter(~pl.col("item_ids").is_in(old["item_ids"].implode()))])
 
 
-def build_words(work: Storage, names: Sequence[str], min_count: int) -> tuple[str, ...]:
-    """The words of the token rows, by count (descending), then by the word."""
+def build_words(
+    work: Storage, names: Sequence[str], min_count: int, base: Sequence[str] = ("",) * NUM_RESERVED
+) -> tuple[str, ...]:
+    """The words of the token rows: the base's as they are, then by count (descending), then by the word."""
     parts = [pl.DataFrame(load_arrays(work, name, ["words", "word_counts"])) for name in names]
     words = pl.concat(part.with_columns(pl.col("words").cast(pl.String)) for part in parts)
     counts = words.group_by("words").agg(pl.col("word_counts").sum()).filter(pl.col("word_counts") >= min_count)
     ranked = counts.sort(["word_counts", "words"], descending=[True, False])
-    return (*[""] * NUM_RESERVED, *ranked["words"].to_list())
+    known = set(base)
+    return (*base, *(word for word in ranked["words"].to_list() if word not in known))
 
 
 def build_encoder(
-    job: Job, event_names: tuple[str, ...], has_clock: bool, counts: tuple[Storage, Sequence[str]],
+    job: Job, start: Start, counts: tuple[Storage, Sequence[str]],
     features: FeatureTable | None, users: tuple[FeatureSpec, ...],
 ) -> Encoder:  # fmt: skip
     """The encoder; ``counts``: the work folder and the names of its count files."""
-    items = build_items(*counts)
+    base = start.base
+    items = build_items(*counts, base)
     ids = np.array([""] * NUM_RESERVED + items["item_ids"].to_list(), np.object_)
     reserved = np.zeros(NUM_RESERVED, np.int64)
     trained = np.concatenate([reserved, items["train"].to_numpy()]) > 0
     columns: tuple[FeatureColumn, ...] = ()
     if features is not None:
-        columns = encode_features(features, ids, trained, NUM_RESERVED)
+        columns = _item_columns(features, ids, trained, base)
     return Encoder(
-        event_names=event_names,
+        event_names=start.event_names,
         target_events=job.data.target_events,
-        has_clock=has_clock,
+        has_clock=start.has_clock,
         item_ids=ids,
         counts=np.concatenate([reserved, items["targets"].to_numpy()]).astype(np.int64),
-        token_words=build_words(*counts, job.data.min_token_count),
+        token_words=build_words(*counts, job.data.min_token_count, *([base.token_words] if base else [])),
         features=columns,
         user_features=users,
+        ancestors=(*base.ancestors, base.as_ancestor()) if base else (),
     )
 
 
-def encode_users(table: FeatureTable, ids: NDArray[np.object_], trains: NDArray[np.bool_]) -> tuple[FeatureColumn, ...]:
+def _item_columns(
+    table: FeatureTable, ids: NDArray[np.object_], trained: NDArray[np.bool_], base: Encoder | None
+) -> tuple[FeatureColumn, ...]:
+    """The items' features: today's where the table has them, else those that the base knew."""
+    if base is None:
+        return encode_features(table, ids, trained, NUM_RESERVED)
+    old = {column.spec.name: column for column in base.features}
+    specs = {name: column.spec for name, column in old.items()}
+    columns = encode_features(table, ids, trained, NUM_RESERVED, specs)
+    keys = table.table[table.key].combine_chunks().cast(pa.string())
+    absent = pc.invert(pc.is_in(pa.array(base.item_ids, pa.string()), value_set=keys)).to_numpy(zero_copy_only=False)
+    return tuple(keep_rows(column, old[column.spec.name], absent) for column in columns)
+
+
+def encode_users(
+    table: FeatureTable, ids: NDArray[np.object_], trains: NDArray[np.bool_], base: Encoder | None = None
+) -> tuple[FeatureColumn, ...]:
     """The users' features, aligned with user rows; texts are left out, nothing shows them."""
-    columns = encode_features(table, ids, trains, 0)
+    learned = {spec.name: spec for spec in base.user_features} if base else None
+    columns = encode_features(table, ids, trains, 0, learned)
     return tuple(column for column in columns if column.spec.kind != "text")
 
 

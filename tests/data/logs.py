@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.data.phases import Phases, Task
+from distft.data.settle import settle
 from distft.data.tasks import Context
 from distft.job import Job
 from distft.schema import SPLITS
@@ -81,11 +82,10 @@ def prepare_here(wanted: Job, parent: Path, num_partitions: int = 4) -> tuple[St
 
     sources = [config.open() for config in wanted.data.events]
     reads = [(number, task) for number, source in enumerate(sources) for task in source.read_tasks()]
-    names = tuple(dict.fromkeys(name for config in wanted.data.events for name in config.event_names()))
+    start, tables = settle(wanted, sources)
     with Storage(parent).replacing("dataset") as staging:
         for folder in ("work", "rejected", *SPLITS):
             (staging / folder).make()
-        context = Context(wanted, staging, names, num_partitions)
-        clock = all(source.has_clock for source in sources)
-        stats = Phases(context, sources, clock, each).run(reads, {})
+        context = Context(wanted, staging, start.event_names, num_partitions)
+        stats = Phases(context, start, tables, each).run(reads, {})
     return Storage(parent) / "dataset", stats

@@ -40,6 +40,18 @@ def test_ray_data_gives_the_bytes_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_a_continued_vocabulary_gives_the_bytes_of_one_process(tmp_path: Path) -> None:
+    logs.write_csv(tmp_path / "a.csv", logs.rows(num_items=12))
+    logs.prepare_here(logs.job(tmp_path), tmp_path / "base")
+    write_logs(tmp_path)
+    wanted = logs.job(tmp_path, vocabulary={"from": f"{tmp_path}/base/dataset"})
+    stats = prepare(wanted, Storage(tmp_path / "ray"), {})
+    dataset, _ = logs.prepare_here(wanted, tmp_path / "here", num_partitions(1))
+    assert (Storage(tmp_path / "ray") / "dataset").manifest("dataset") == dataset.manifest("dataset")
+    assert stats["vocabulary"]["appended_rows"]["items"] > 5
+
+
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("num_groups", [1, 5, 64])
 def test_the_number_of_tasks_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_groups: int) -> None:
     write_logs(tmp_path)

@@ -1,0 +1,45 @@
+"""What prepare settles before it reads the logs: event codes, the clock, the base of the vocabulary, feature tables.
+
+Enters: a job and its opened sources. Leaves: a ``Start`` and the tables, or the mistake that would only show itself
+after hours of reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distft.data.inherit import check_continues, open_base
+from distft.data.vocabulary import Start, item_features, user_features
+from distft.errors import DataError
+
+if TYPE_CHECKING:
+    from distft.data.phases import Tables
+    from distft.data.sources.base import Source
+    from distft.job import Job
+
+
+def settle(job: Job, sources: Sequence[Source]) -> tuple[Start, Tables]:
+    """The start of the encoder, and the features of items and users. Raises DataError and ArtefactError."""
+    has_clock = _has_clock(job, sources)
+    tables = item_features(job, sources), user_features(job, sources)
+    names = tuple(dict.fromkeys(name for config in job.data.events for name in config.event_names()))
+    if job.data.vocabulary is None:
+        return Start(names, has_clock), tables
+    place = job.data.vocabulary.from_
+    base = open_base(place)
+    check_continues(base, place, has_clock, tables)
+    return Start(tuple(dict.fromkeys((*base.event_names, *names))), has_clock, base), tables
+
+
+def _has_clock(job: Job, sources: Sequence[Source]) -> bool:
+    clocks = {source.has_clock for source in sources}
+    if len(clocks) > 1:
+        raise DataError(
+            "Some of data.events have timestamps and some have none",
+            "all or none of them to have a clock, since they are merged by time",
+            "Map the timestamp of every log, or prepare them apart.",
+        )
+    if job.data.split.by == "time" and clocks == {False}:
+        raise DataError("data.split is by time, but the log has no timestamps", "", "Use {by: leave_one_out}.")
+    return clocks == {True}
