@@ -122,6 +122,7 @@ class Features(Section):
     path: str = Field(description="file, glob or URI")
     format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
     separator: str | None = Field(None, min_length=1, max_length=1, description="of a CSV; guessed from the name")
+    header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
     encoding: str = "utf-8"
     columns: dict[str, str] = Field(description="feature name → column; must name item_id (or user_id)")
     numeric: tuple[str, ...] = Field(("price",), description="features that are numbers; the others are categories")
@@ -131,8 +132,14 @@ class Features(Section):
     def _features_have_columns(self) -> Features:
         """The default names may be absent: they are for the tables that have them."""
         known = list(self.columns)
+        header = self.header or ()
         refuse(
             [
+                (("columns", ours), f"expected a name of 'header': {', '.join(header)}" + _hint(theirs, header))
+                for ours, theirs in self.columns.items()
+                if header and theirs not in header
+            ]
+            + [
                 ((key, index), f"expected a name of 'columns': {', '.join(known)}" + _hint(name, known))
                 for key, names in (("numeric", self.numeric), ("text", self.text))
                 for index, name in enumerate(names)

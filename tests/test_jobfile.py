@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distft.data.catalogue import CATALOGUE
 from distft.errors import JobError
 from distft.job import Job, checked_storage
 from distft.jobfile import dump_job, load_job, parse_job, schema
@@ -208,7 +210,7 @@ def test_a_name_is_told_what_it_may_hold():
     )
 
 
-SOURCES = "expected 'files', 'movielens' or 'synthetic'."
+SOURCES = "expected 'files', 'movielens', 'sequences' or 'synthetic'."
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,10 @@ def test_a_job_that_could_never_run_is_refused(extra, expected):
                 "4:63: data.items.numeric.0: 'prize': expected a name of 'columns': item_id, price; did you mean",
                 "4:85: data.items.text.1: 'b': expected a name of 'columns': item_id, price.",
             ],
+        ),
+        (
+            "items: {path: x, header: [item, kind], columns: {item_id: id}}",
+            ["4:52: data.items.columns.item_id: 'id': expected a name of 'header': item, kind; did you mean 'kind'?"],
         ),
         ("split: {by: time, valid_days: 1e30}", ["4:21: data.split.valid_days: 1"]),
     ],
@@ -464,6 +470,16 @@ def test_every_shipped_job_constructs_and_survives_the_round_trip(path):
     assert parse_job(dump_job(job)) == job
     head = path.read_text().splitlines()[0]
     assert f"ray job submit --working-dir . -- distft run jobs/{path.name}" in head
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_every_shipped_job_reads_files_that_fetch_brings_and_says_how(path):
+    text = path.read_text()
+    read = re.findall(r"\bdata/([\w-]+)/([^\s,}]+)", "\n".join(line.split("# ")[0] for line in text.splitlines()))
+    for name, pattern in read:
+        assert fnmatch.filter([file.name for file in CATALOGUE[name].files], pattern), f"{name} has no {pattern}"
+        assert f"distft data fetch {name}" in text
+    assert read or path.stem == "quickstart"
 
 
 def test_a_job_is_immutable():

@@ -39,7 +39,8 @@ class DataFile:
 
     ``sha256`` and ``num_bytes`` are of its content (of what a ``.gz`` holds). ``url`` is its open address, empty
     where there is none; ``member`` is its name in the zip archive at that address. ``optional``: a folder or
-    mirror need not have it.
+    mirror need not have it. ``made_from``: it is not brought but made of these files, which stand before it
+    (``derived.py``).
     """
 
     name: str
@@ -48,6 +49,7 @@ class DataFile:
     url: str = ""
     member: str = ""
     optional: bool = False
+    made_from: tuple[str, ...] = ()
 
     @property
     def from_workbook(self) -> bool:
@@ -198,6 +200,12 @@ _ENTRIES = (
                 "relation2id",
                 "4b82f8e199a132d0d01d6a61dd41dcf69d67863257f0162ea5b7c1f381888e77",
                 62,
+            ),
+            DataFile(
+                "items.csv",
+                "b5d5696694d34676c71984f2de6c79efe799cc6f9224b72e3159f78b43600d6c",
+                341_839,
+                made_from=("entity2id", "relation2id", "kg2id"),
             ),
         ),
         _JDATA_HOW,

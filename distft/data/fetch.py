@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.data.catalogue import CATALOGUE, CatalogueEntry, DataFile
+from distft.data.derived import Derived
 from distft.data.origins import Origin, Progress, content_sha256, open_origin
 from distft.errors import DataError, StorageError
 
@@ -89,10 +90,12 @@ def _bring(
     staging = folder / _STAGING
     fresh = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
-        origin = open_origin(entry, wanted, source, staging, progress)
+        made: Origin = Derived(folder)
+        elsewhere = [file for file in wanted if not file.made_from]
+        origin = open_origin(entry, elsewhere, source, staging, progress) if elsewhere else made
         shutil.rmtree(staging, ignore_errors=True)  # of a fetch that was killed
         staging.mkdir(parents=True)
-        return {file.name: _place(file, origin, staging, folder) for file in wanted}
+        return {file.name: _place(file, made if file.made_from else origin, staging, folder) for file in wanted}
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         with suppress(OSError):  # the first that is not empty

@@ -66,7 +66,7 @@ def open_origin(
 
 def _home(entry: CatalogueEntry, missing: list[DataFile], staging: Path, progress: Progress) -> Origin:
     if any(not file.url and not file.optional for file in missing):
-        names = ", ".join(file.name for file in entry.files if not file.optional)
+        names = ", ".join(file.name for file in entry.files if not file.optional and not file.made_from)
         raise DataError(
             f"{entry.name} has no address that is open to everybody. {entry.how} Its home is {entry.home}",
             f"a folder or mirror that holds {names}",

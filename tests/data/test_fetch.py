@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -304,7 +305,36 @@ def test_every_entry_of_the_catalogue_is_complete(entry):
     for file in entry.files:
         assert re.fullmatch("[0-9a-f]{64}", file.sha256) and file.num_bytes > 0
         assert file.url.startswith("https://") or entry.how or file.optional
+        before = [other.name for other in entry.files[: entry.files.index(file)]]
+        assert set(file.made_from) <= set(before), "what a file is made of is brought before it"
         assert bool(file.member) == file.url.endswith(".zip")
+
+
+GRAPH = {
+    "entity2id": b"entity\tid\ttype\n0\t0\t0\n501\t2\titem\n502\t1\titem\n7\t3\tbrand\n8\t4\tbrand\n9\t5\tshop\n",
+    "relation2id": b"relation\tid\nitem-brand\t1\nitem-shop\t2\nsold-with\t3\n",
+    "kg2id": b"head\ttail\trelation\n2\t3\t1\n2\t4\t1\n1\t5\t2\n1\t2\t3\n",
+}
+ITEMS = b"item_id,brand,shop\n502,,9\n501,7,\n"
+
+
+def test_a_knowledge_graph_becomes_a_table_of_items_beside_it(tmp_path, monkeypatch):
+    parts = [file(name, content) for name, content in GRAPH.items()]
+    made = dataclasses.replace(file("items.csv", ITEMS), made_from=tuple(GRAPH))
+    name = known(monkeypatch, *parts, made)
+    (tmp_path / "copy").mkdir()
+    for part, content in GRAPH.items():
+        (tmp_path / "copy" / part).write_bytes(content)
+    fetched = fetch(name, tmp_path / "to", str(tmp_path / "copy"))
+    assert fetched.brought == (*GRAPH, "items.csv")
+    assert (tmp_path / "to" / "items.csv").read_bytes() == ITEMS
+
+    (tmp_path / "to" / "items.csv").unlink()
+    assert fetch(name, tmp_path / "to").brought == ("items.csv",), "made again of what is there, without asking anybody"
+    (tmp_path / "to" / "kg2id").unlink()
+    with pytest.raises(DataError, match="a folder or mirror that holds entity2id, relation2id, kg2id") as caught:
+        fetch(name, tmp_path / "to")
+    assert "items.csv" not in str(caught.value), "nobody has to bring what is made"
 
 
 def test_a_failed_fetch_leaves_no_folder_that_was_not_there(tmp_path, monkeypatch):

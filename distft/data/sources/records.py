@@ -187,7 +187,7 @@ def read_jsonl(source: Input, names: Sequence[str]) -> Iterator[Records]:
     """The records of a JSON Lines file: the members ``names`` of every object, as text. Blank lines are skipped."""
     source.peek()
     row = 0
-    with source.opened() as stream, io.BufferedReader(_Raw(stream), BLOCK_BYTES) as lines:
+    with source.opened() as stream, lines_of(stream) as lines:
         good: list[tuple[int, dict[str, Any], str]] = []
         bad: list[tuple[int, str, str]] = []
         for line in lines:
@@ -236,6 +236,11 @@ def _json_text(value: Any) -> str | None:
     if value is None:
         return None
     return json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="replace").decode()
+
+
+def lines_of(stream: IO[bytes]) -> io.BufferedReader:
+    """A reader that gives the lines of an Arrow stream."""
+    return io.BufferedReader(_Raw(stream), BLOCK_BYTES)
 
 
 class _Raw(io.RawIOBase):

@@ -106,7 +106,7 @@ def _records(source: Input, config: Features, key: str) -> list[Records]:
         check_types(source, schema, config.columns, _kinds(config, key))
         return list(read_parquet(source, names, range(len(parquet_groups(source))), 0))
     separator = config.separator or ("\t" if ".tsv" in source.suffixes else ",")
-    dialect = CsvDialect(separator, encoding=config.encoding)
+    dialect = CsvDialect(separator, config.header, encoding=config.encoding)
     check_columns(source, csv_header(source, dialect), config.columns)
     return list(read_csv(source, dialect))
 

@@ -30,6 +30,15 @@ def test_csv_of_another_encoding_and_separator(tmp_path: Path) -> None:
         read_features(features(path, separator=";"), "item_id")
 
 
+def test_csv_without_a_header_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("u1,7,a\nu2,8,b\n")
+    config = Features(path=str(path), header=("user", "id", "kind"), columns={"item_id": "id", "category": "kind"})
+    assert read_features(config, "item_id").table.to_pylist() == [
+        {"item_id": "7", "category": "a"}, {"item_id": "8", "category": "b"},
+    ]  # fmt: skip
+
+
 def test_parquet_keeps_lists_of_categories(tmp_path: Path) -> None:
     path = tmp_path / "items.parquet"
     pl.DataFrame({"id": [1, 2], "kind": [["a", "b"], []], "cost": [1, 2], "name": ["x", "y"]}).write_parquet(path)
