@@ -28,6 +28,7 @@ _LOCAL = (
     "%Y/%m/%d %H:%M:%S%.f", "%Y/%m/%d %H:%M", "%Y/%m/%d",
 )  # fmt: skip
 _ZONED = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z", "%Y-%m-%d %H:%M%#z")
+_UTC = r" ?(UTC|GMT)$"
 _TEXT, _DATE = -1, -2
 _FIRST_DATE, _LAST_DATE = 19900101, 20991231
 
@@ -117,8 +118,12 @@ def _iso(column: pl.Series) -> pl.Series:
         left = text.is_not_null() & result.is_null()
         if not left.any():
             break
-        some = text.filter(left).str.to_datetime(form, time_unit="ms", strict=False).dt.epoch("ms")
-        result = result.scatter(left.arg_true(), some)
+        some = text.filter(left)
+        if form in _ZONED:
+            some = some.str.replace(_UTC, "Z")
+        result = result.scatter(
+            left.arg_true(), some.str.to_datetime(form, time_unit="ms", strict=False).dt.epoch("ms")
+        )
     return result
 
 
