@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, model_validator
 
@@ -94,6 +94,8 @@ class SourceConfig(Section):
     """One entry of ``data.events``; a subclass adds its own keys and opens its source."""
 
     source: str
+    has_features: ClassVar[bool] = True
+    """False if features of items and users never come with such a log."""
 
     def event_names(self) -> tuple[str, ...]:
         """The event types that this log can hold, each once."""

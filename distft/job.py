@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from distft.component import MAX_COUNT, LossConfig, ModelConfig, Section, SourceConfig, refuse, union
+from distft.component import MAX_COUNT, KeyMistake, LossConfig, ModelConfig, Section, SourceConfig, refuse, union
 from distft.deepspeed_keys import train_misfits
 from distft.losses.softmax.config import Config as Softmax
 from distft.models.transformer.config import Config as Transformer
@@ -95,6 +95,17 @@ def _number_of_workers(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
     return found
 
 
+def _quantiles(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+    """One message for whatever is wrong."""
+    try:
+        low, high = parse(value)
+    except ValidationError:
+        low, high = 1.0, 0.0
+    if not 0 <= low < high <= 1:
+        raise ValueError("expected [low, high], shares from 0 to 1 in that order, such as [0.01, 0.99]")
+    return low, high
+
+
 def _no_boolean(value: Any) -> Any:
     """In Python true equals 1, so that a literal 1 lets it pass."""
     return str(value).lower() if isinstance(value, bool) else value
@@ -113,6 +124,7 @@ Metric = Annotated[str, AfterValidator(_metric)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Rank = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 NumWorkers = Annotated[int | tuple[int, int], WrapValidator(_number_of_workers)]
+Quantiles = Annotated[tuple[float, float], WrapValidator(_quantiles)]
 UseGpu = Annotated[bool | Literal["auto"], BeforeValidator(_use_gpu)]
 
 
@@ -148,6 +160,14 @@ class Features(Section):
         )
         return self
 
+    def kinds(self) -> dict[str, str]:
+        """Feature name → number, category or text."""
+        return {
+            name: "number" if name in self.numeric else "text" if name in self.text else "category"
+            for name in self.columns
+            if name not in (ITEM_ID, USER_ID)
+        }
+
     def map_key(self, key: str) -> Features:
         """The same table; raises KeyMistakes where no column holds the key that its rows are found by."""
         if key not in self.columns:
@@ -166,6 +186,94 @@ class Clean(Section):
     )
     max_rejected_share: float = Field(0.05, ge=0, le=1, description="above this share of unusable rows prepare fails")
     drop_duplicates: bool = Field(True, description="keep one of several rows that agree in every field")
+
+
+Scale = Literal["standard", "unit", "symmetric"]
+Form = Literal["label", "one_hot"]
+
+
+class Numbers(Section):
+    """How numeric features become inputs of a model. Statistics are those of the items (users) that train."""
+
+    scale: Scale = Field(
+        "standard", description="mean 0 and deviation 1; or to [0, 1] (unit) or [-1, 1] (symmetric), ends held"
+    )
+    clip: Quantiles | None = Field(
+        None, description="[low, high]: numbers beyond these quantiles are set to them, and counted"
+    )
+    missing: Literal["mean", "zero", "indicator"] = Field(
+        "mean", description="a missing number is the mean, 0 (before scaling), or the mean and an input that tells it"
+    )
+
+
+class Categories(Section):
+    """How features that are categories become inputs of a model."""
+
+    form: Form = Field(
+        "label", description="an item's first category, as a number (label), or all of them, a 0 or 1 each (one_hot)"
+    )
+    missing: Literal["unknown", "zero"] = Field(
+        "unknown", description="no category is one of its own, whose effect is learnt, or adds nothing (zero)"
+    )
+
+
+class FeatureEncoding(Section):
+    """What is different for one feature; a key that is left out is that of ``numbers`` or ``categories``."""
+
+    scale: Scale | None = Field(None, description="of a number")
+    clip: Quantiles | None = Field(None, description="of a number; [0, 1] clips nothing")
+    form: Form | None = Field(None, description="of a category")
+    missing: Literal["mean", "zero", "indicator", "unknown"] | None = Field(
+        None, description="mean, zero or indicator of a number; unknown or zero of a category"
+    )
+
+    def misfits(self, number: bool) -> list[KeyMistake]:
+        """What it asks of a number that only a category has, or the other way round."""
+        kind, other = ("number", "category") if number else ("category", "number")
+        keys = ("form",) if number else ("scale", "clip")
+        found: list[KeyMistake] = [
+            ((key,), f"this is for a {other}, and the feature is a {kind}") for key in keys if getattr(self, key)
+        ]
+        valid = ("mean", "zero", "indicator") if number else ("unknown", "zero")
+        if self.missing and self.missing not in valid:
+            found.append((("missing",), f"expected one of {', '.join(valid)}: the feature is a {kind}"))
+        return found
+
+
+class Encode(Section):
+    """How the features of items and users become inputs of a model."""
+
+    numbers: Numbers = Numbers()
+    categories: Categories = Categories()
+    features: dict[str, FeatureEncoding] = Field(
+        default_factory=dict, description="feature name → what is different for it"
+    )
+
+    def number(self, name: str) -> Numbers:
+        """How the numeric feature ``name`` is encoded."""
+        return self.numbers.model_copy(update=self._own(name, Numbers))
+
+    def category(self, name: str) -> Categories:
+        """How the category ``name`` is encoded."""
+        return self.categories.model_copy(update=self._own(name, Categories))
+
+    def _own(self, name: str, kind: type[Section]) -> dict[str, Any]:
+        own = self.features.get(name, FeatureEncoding())
+        return {key: value for key in kind.model_fields if (value := getattr(own, key)) is not None}
+
+    def mistakes(self, kinds: Mapping[str, str]) -> list[KeyMistake]:
+        """What is asked of features that there are not, or of another kind; ``kinds``: number, category or text."""
+        found: list[KeyMistake] = []
+        for name, own in self.features.items():
+            kind = kinds.get(name)
+            if kind is None:
+                known = ", ".join(one for one, kind in kinds.items() if kind != "text") or "none are given"
+                found.append((("features", name), f"expected an item or user feature: {known}" + _hint(name, [*kinds])))
+            elif kind == "text":
+                found.append((("features", name), "this is a text, which is shown to people and not encoded"))
+            else:
+                found += [(("features", name, *path), text) for path, text in own.misfits(kind == "number")]
+        return found
 
 
 class LeaveOneOut(Section):
@@ -224,6 +332,7 @@ class Data(Section):
     vocabulary: Vocabulary | None = Field(None, description="without it prepare makes a vocabulary of its own")
     max_context: int = Field(1000, ge=1, le=MAX_COUNT, description="events before a target that valid/ and test/ hold")
     min_token_count: int = Field(2, ge=1, le=MAX_COUNT, description="query tokens seen less often are unknown")
+    encode: Encode = Encode()
 
     @field_validator("items")
     @classmethod
@@ -234,6 +343,19 @@ class Data(Section):
     @classmethod
     def _users_have_ids(cls, table: Features | None) -> Features | None:
         return table and table.map_key(USER_ID)
+
+    @model_validator(mode="after")
+    def _encoding_fits(self) -> Data:
+        """Features that come with a log are known when it is opened; prepare checks what is left here."""
+        tables = [table for table in (self.users, self.items) if table]
+        kinds = {name: kind for table in tables for name, kind in table.kinds().items()}
+        complete = len(tables) == 2 or not any(source.has_features for source in self.events)
+        encode = self.encode
+        if not complete:
+            known = {name: own for name, own in encode.features.items() if name in kinds}
+            encode = encode.model_copy(update={"features": known})
+        refuse([(("encode", *path), text) for path, text in encode.mistakes(kinds)])
+        return self
 
     @model_validator(mode="after")
     def _targets_occur(self) -> Data:

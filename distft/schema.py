@@ -89,10 +89,11 @@ def target_schema() -> pa.Schema:
 
 @dataclass(frozen=True)
 class Feature:
-    """One item feature, aligned with item rows.
+    """One input of a model from the items' features, aligned with item rows.
 
-    ``codes`` int32[num_items] with ``size`` distinct codes (PAD and UNKNOWN among them) for a category;
-    ``values`` float32[num_items], already normalised, for a number. Exactly one of the two is set.
+    A category: ``codes`` with ``size`` distinct codes (PAD and UNKNOWN among them), int32[num_items] if it is
+    label-encoded, or int32[num_items, M], all of an item's categories and then PAD, if it is one-hot-encoded. PAD
+    adds nothing. A number: ``values`` float32[num_items], scaled. Exactly one of the two is set.
     """
 
     name: str

@@ -11,12 +11,18 @@ VIEW, PURCHASE, SEARCH = 1, 2, 3
 
 
 def catalog(num_items: int = 40, features: bool = True, clock: bool = True, tokens: int = 12) -> Catalog:
-    """A catalog with a category and a price, whose reserved rows are empty."""
+    """A catalog with a category, one-hot tags and a price, whose reserved rows are empty."""
     rng = np.random.default_rng(0)
     codes = np.concatenate([[0, 1], rng.integers(2, 7, num_items - 2)]).astype(np.int32)
     values = np.concatenate([[0, 0], rng.normal(size=num_items - 2)]).astype(np.float32)
-    both = (Feature("category", codes=codes, size=7), Feature("price", values=values))
-    return Catalog(num_items, len(EVENT_NAMES) + 1, tokens, clock, both if features else ())
+    tags = np.where(rng.random((num_items, 3)) < 0.5, rng.integers(2, 5, (num_items, 3)), 0).astype(np.int32)
+    tags[0] = 0
+    all_ = (
+        Feature("category", codes=codes, size=7),
+        Feature("tags", codes=tags, size=5),
+        Feature("price", values=values),
+    )
+    return Catalog(num_items, len(EVENT_NAMES) + 1, tokens, clock, all_ if features else ())
 
 
 def histories(lengths: list[int], num_items: int = 40, seed: int = 0, tokens: int = 12) -> Histories:

@@ -298,6 +298,41 @@ def test_a_feature_table_or_split_that_could_never_be_used_is_refused(section, e
     told(mistakes(GOOD.replace("data:\n", f"data:\n  {section}\n")), expected)
 
 
+@pytest.mark.parametrize(
+    ("encode", "expected"),
+    [
+        ("numbers: {clip: [0.9, 0.1]}", ["5:22: data.encode.numbers.clip: [0.9, 0.1]: expected [low, high], shares"]),
+        ("features: {prize: {scale: unit}}", ["5:23: data.encode.features.prize: expected an item or user feature: "]),
+        (
+            "features: {price: {form: label}}",
+            ["5:31: data.encode.features.price.form: 'label': this is for a category, and the feature is a number."],
+        ),
+        (
+            "features: {brand: {scale: unit, missing: mean}, title: {form: label}}",
+            [
+                "5:31: data.encode.features.brand.scale: 'unit': this is for a number",
+                "5:44: data.encode.features.brand.missing: 'mean': expected one of unknown, zero",
+                "5:60: data.encode.features.title: this is a text",
+            ],
+        ),
+    ],
+)
+def test_an_encoding_that_fits_no_feature_is_refused(encode, expected):
+    items = "items: {path: x, columns: {item_id: a, price: b, brand: c, title: d}}"
+    told(mistakes(GOOD.replace("data:\n", f"data:\n  {items}\n  encode: {{{encode}}}\n")), expected)
+
+
+def test_features_that_come_with_a_log_are_checked_when_it_is_opened():
+    text = GOOD.replace("data:\n", "data:\n  encode: {features: {price: {clip: [0, 1], missing: zero}}}\n")
+    assert mistakes(text)[1:] == [
+        "shop.yaml:4:23: data.encode.features.price: expected an item or user feature: none are given."
+    ]
+    encode = parse_job(text + "    - source: synthetic\n").data.encode
+    assert (encode.number("price").clip, encode.number("price").missing, encode.number("age").missing) == (
+        (0, 1), "zero", "mean",
+    )  # fmt: skip
+
+
 def test_the_default_features_may_be_absent():
     job = parse_job(GOOD.replace("data:\n", "data:\n  items: {path: x, columns: {item_id: a}}\n"))
     assert parse_job(dump_job(job)) == job

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +25,13 @@ from distft.data.parquet import read_table, write_table
 from distft.data.sources.base import RawHistory
 from distft.data.text import words
 from distft.errors import ArtefactError, DataError
-from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, Catalog, Feature, Histories
+from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, Catalog, Histories
 from distft.storage import Storage, canonical_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = 1
+FORMAT = 2
 NO_TIME = -1
 """``time_ms`` of an event whose time is not known."""
 
@@ -156,16 +156,10 @@ class Encoder:
         return next((column for column in texts if column.spec.name == "title"), None)
 
     def catalog(self) -> Catalog:
-        """What a model must know to be built. A feature with several categories an item gives its first."""
-        features = []
-        for column in self.features:
-            if column.spec.kind == "category":
-                size = len(column.spec.vocabulary)
-                features.append(Feature(column.spec.name, codes=column.first_codes(), size=size))
-            elif column.spec.kind == "number":
-                features.append(Feature(column.spec.name, values=column.values))
+        """What a model must know to be built."""
+        features = tuple(feature for column in self.features for feature in column.inputs())
         num_tokens = len(self.token_words)
-        return Catalog(self.num_items, len(self.event_names) + 1, num_tokens, self.has_clock, tuple(features))
+        return Catalog(self.num_items, len(self.event_names) + 1, num_tokens, self.has_clock, features)
 
     # -- words → rows --------------------------------------------------------------------------------------
 
@@ -313,14 +307,9 @@ def _categories(specs: dict[str, tuple[FeatureSpec, ...]]) -> pa.Table:
     return pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
 
 
-def _specs(described: list[dict[str, object]], categories: pa.Table, table: str) -> tuple[FeatureSpec, ...]:
+def _specs(described: list[dict[str, Any]], categories: pa.Table, table: str) -> tuple[FeatureSpec, ...]:
     vocabularies: dict[str, list[str]] = {}
     for row_table, feature, value in zip(*(column.to_pylist() for column in categories.columns), strict=True):
         if row_table == table:
             vocabularies.setdefault(feature, []).append(value)
-    specs = []
-    for value in described:
-        fields = {key: item for key, item in value.items() if key != "size"}
-        name = str(value["name"])
-        specs.append(FeatureSpec(**fields, vocabulary=tuple(vocabularies.get(name, ()))))  # type: ignore[arg-type]
-    return tuple(specs)
+    return tuple(FeatureSpec.described(value, tuple(vocabularies.get(value["name"], ()))) for value in described)

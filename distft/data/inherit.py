@@ -19,6 +19,7 @@ from distft.storage import MANIFEST, Storage
 
 if TYPE_CHECKING:
     from distft.data.sources.base import FeatureTable
+    from distft.job import Encode
 
 _KEY = "data.vocabulary.from"
 _KINDS = ("dataset", "bundle")
@@ -54,14 +55,14 @@ def base_identity(place: str, root: Storage) -> str:
 
 
 def check_continues(
-    base: Encoder, place: str, has_clock: bool, tables: tuple[FeatureTable | None, FeatureTable | None]
+    base: Encoder, place: str, has_clock: bool, encode: Encode, tables: tuple[FeatureTable | None, FeatureTable | None]
 ) -> None:
     """Raises ArtefactError unless today's clock and features are encoded with the same settings as the base's."""
     misfits = []
     if base.has_clock != has_clock:
         told = ["the base's log has timestamps, today's has none", "the base's log has no timestamps, today's has some"]
         misfits.append(told[has_clock])
-    items, users = (plan_features(table) if table else () for table in tables)
+    items, users = (plan_features(table, encode) if table else () for table in tables)
     misfits += _differences("item", [column.spec for column in base.features], items)
     # Users' texts are in no dataset: nothing shows them.
     misfits += _differences("user", base.user_features, [spec for spec in users if spec.kind != "text"])
@@ -69,7 +70,8 @@ def check_continues(
         raise ArtefactError(
             f"{_KEY}: the vocabulary of {place} does not fit this job: {'; '.join(misfits)}",
             "the features and the clock that the base was made with",
-            "Set data.items, data.users and the timestamp as in the base's job, or leave data.vocabulary out.",
+            "Set data.items, data.users, data.encode and the timestamp as in the base's job, or leave out "
+            "data.vocabulary.",
         )
 
 

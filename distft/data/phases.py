@@ -22,8 +22,8 @@ from distft.data.encode import Encoder
 from distft.data.features import FeatureSpec
 from distft.data.partition import load_arrays
 from distft.data.split import Plan, plan_split
-from distft.data.stats import Account, check_leaks
-from distft.data.vocabulary import Start, build_encoder, encode_users, write_users
+from distft.data.stats import Account, check_leaks, feature_stats
+from distft.data.vocabulary import Start, build_encoder, encode_users, write_rejected, write_users
 from distft.schema import NUM_RESERVED, SPLITS
 
 if TYPE_CHECKING:
@@ -43,10 +43,12 @@ class Phases:
     def __init__(self, context: tasks.Context, start: Start, tables: Tables, each: Each) -> None:
         self._context, self._job, self._start, self._tables, self._each = context, context.job, start, tables, each
         self._account = Account()
+        self._features: dict[str, Any] = {}
         self._partitions = range(context.num_partitions)
 
     def run(self, reads: Sequence[tuple[int, ReadTask]], made_from: dict[str, Any]) -> dict[str, Any]:
         """Runs all phases; gives the statistics."""
+        write_rejected(self._context.staging, dict(zip(("items", "users"), self._tables, strict=True)))
         cleaned = self._clean(self._read(reads))
         span = self._span(cleaned)
         plan = plan_split(self._job.data.split, self._job.seed, span[1])
@@ -103,11 +105,15 @@ class Phases:
         if table is not None:
             found = [load_arrays(work, f"users-{number}", ["user_ids", "trains"]) for number in numbers]
             ids, trains = (np.concatenate([one[name] for one in found]) for name in ("user_ids", "trains"))
-            columns = encode_users(table, ids, trains, self._start.base)
+            columns = encode_users(table, ids, trains, self._job.data.encode, self._start.base)
             write_users(self._context.staging, columns)
+            self._features["users"] = feature_stats(table, ids, columns, 0)
             specs = tuple(column.spec for column in columns)
         counts = (work, [f"count-{number}" for number in numbers])
-        return build_encoder(self._job, self._start, counts, items, specs)
+        encoder = build_encoder(self._job, self._start, counts, items, specs)
+        if items is not None:
+            self._features["items"] = feature_stats(items, encoder.item_ids, encoder.features, NUM_RESERVED)
+        return encoder
 
     def _write(self, plan: Plan, users: Sequence[int]) -> list[dict[str, Any]]:
         firsts = np.concatenate([[0], np.cumsum(users)]).tolist()
@@ -132,6 +138,7 @@ class Phases:
             "has_clock": self._start.has_clock,
             "times": times,
             "splits": splits,
+            "features": self._features,
             **_continued(encoder),
         }
 

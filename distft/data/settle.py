@@ -16,20 +16,29 @@ from distft.errors import DataError
 if TYPE_CHECKING:
     from distft.data.phases import Tables
     from distft.data.sources.base import Source
-    from distft.job import Job
+    from distft.job import Encode, Job
 
 
 def settle(job: Job, sources: Sequence[Source]) -> tuple[Start, Tables]:
     """The start of the encoder, and the features of items and users. Raises DataError and ArtefactError."""
     has_clock = _has_clock(job, sources)
     tables = item_features(job, sources), user_features(job, sources)
+    _check_encoding(job.data.encode, tables)
     names = tuple(dict.fromkeys(name for config in job.data.events for name in config.event_names()))
     if job.data.vocabulary is None:
         return Start(names, has_clock), tables
     place = job.data.vocabulary.from_
     base = open_base(place)
-    check_continues(base, place, has_clock, tables)
+    check_continues(base, place, has_clock, job.data.encode, tables)
     return Start(tuple(dict.fromkeys((*base.event_names, *names))), has_clock, base), tables
+
+
+def _check_encoding(encode: Encode, tables: Tables) -> None:
+    """Raises DataError where ``data.encode`` names a feature that no table has, or that is of another kind."""
+    mistakes = encode.mistakes({name: kind for table in tables if table for name, kind in table.kinds().items()})
+    if mistakes:
+        path, text = mistakes[0]
+        raise DataError(f"data.encode.{'.'.join(map(str, path))} does not fit the features: {text}")
 
 
 def _has_clock(job: Job, sources: Sequence[Source]) -> bool:

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from distft.data.clean import CANCELLED, K_CORE_ITEM, K_CORE_USER
 from distft.data.sources.records import OPEN_QUOTE, WRONG_COLUMNS
@@ -16,6 +19,13 @@ from distft.data.sources.times import FORMS
 from distft.data.sources.typed import BAD_TIMESTAMP, CANCELLATION, UNDECODABLE
 from distft.data.split import DAY_MS, TEST, TRAIN, Plan
 from distft.errors import DataError, LeakError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from distft.data.features import FeatureColumn
+    from distft.data.sources.base import FeatureTable
 
 NUM_EXAMPLES = 3
 
@@ -168,3 +178,24 @@ def check_leaks(leaks: Iterable[Mapping[str, Any]]) -> None:
         "histories that are strictly older than their targets",
         "Use data.split: {by: time, ...}; or ties: ordered, if the log's order within a moment is real.",
     )
+
+
+def feature_stats(
+    table: FeatureTable, ids: NDArray[np.object_], columns: Iterable[FeatureColumn], reserved: int
+) -> dict[str, Any]:
+    """What became of a table's records and of its numbers: records = used + not in the log + rejected.
+
+    ``missing`` counts the rows with an id (from ``reserved`` on) that have no number or category.
+    """
+    used = pc.sum(pc.is_in(table.table[table.key], value_set=pa.array(ids[reserved:], pa.string()))).as_py() or 0
+    reasons = Counter[str]() if table.rejected is None else Counter(table.rejected["reason"].to_pylist())
+    encoded = [column for column in columns if column.spec.kind != "text"]
+    return {
+        "records": len(table.table) + reasons.total(),
+        "used": used,
+        "not_in_log": len(table.table) - used,
+        "rejected": {"total": reasons.total(), "by_reason": dict(reasons)},
+        "bad_numbers": table.bad_numbers,
+        "missing": {column.spec.name: int(column.absent()[reserved:].sum()) for column in encoded},
+        "clipped": {column.spec.name: column.num_clipped for column in encoded if column.spec.kind == "number"},
+    }

@@ -6,7 +6,7 @@ an ``Encoder``. Runs on the driver, on arrays as large as the vocabularies, not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from distft.data.sources.base import Source
-    from distft.job import Job
+    from distft.job import Encode, Job
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,26 @@ class Start:
 def item_features(job: Job, sources: Sequence[Source]) -> FeatureTable | None:
     """The job's ``data.items``, or else those of the first source that has any."""
     if job.data.items is not None:
-        return read_features(job.data.items, ITEM_ID)
+        return read_features(job.data.items, ITEM_ID, job.data.clean.max_rejected_share)
     return next((table for source in sources if (table := source.items()) is not None), None)
 
 
 def user_features(job: Job, sources: Sequence[Source]) -> FeatureTable | None:
     """The job's ``data.users``, or else those of the first source that has any."""
     if job.data.users is not None:
-        return read_features(job.data.users, USER_ID)
+        return read_features(job.data.users, USER_ID, job.data.clean.max_rejected_share)
     return next((table for source in sources if (table := source.users()) is not None), None)
+
+
+def write_rejected(dataset: Storage, tables: Mapping[str, FeatureTable | None]) -> None:
+    """``rejected_features/<table>.parquet``: the records of the feature tables that were not used, if there are any.
+
+    They are no rows of the logs, whose own lie in ``rejected/``.
+    """
+    for name, table in tables.items():
+        if table is not None and table.rejected is not None and len(table.rejected):
+            (dataset / "rejected_features").make()
+            write_table(dataset, f"rejected_features/{name}.parquet", table.rejected)
 
 
 def build_items(work: Storage, names: Sequence[str], base: Encoder | None = None) -> pl.DataFrame:
@@ -91,7 +102,7 @@ def build_encoder(
     trained = np.concatenate([reserved, items["train"].to_numpy()]) > 0
     columns: tuple[FeatureColumn, ...] = ()
     if features is not None:
-        columns = _item_columns(features, ids, trained, base)
+        columns = _item_columns(features, ids, trained, job.data.encode, base)
     return Encoder(
         event_names=start.event_names,
         target_events=job.data.target_events,
@@ -106,25 +117,25 @@ def build_encoder(
 
 
 def _item_columns(
-    table: FeatureTable, ids: NDArray[np.object_], trained: NDArray[np.bool_], base: Encoder | None
+    table: FeatureTable, ids: NDArray[np.object_], trained: NDArray[np.bool_], encode: Encode, base: Encoder | None
 ) -> tuple[FeatureColumn, ...]:
     """The items' features: today's where the table has them, else those that the base knew."""
     if base is None:
-        return encode_features(table, ids, trained, NUM_RESERVED)
+        return encode_features(table, ids, trained, NUM_RESERVED, encode)
     old = {column.spec.name: column for column in base.features}
     specs = {name: column.spec for name, column in old.items()}
-    columns = encode_features(table, ids, trained, NUM_RESERVED, specs)
+    columns = encode_features(table, ids, trained, NUM_RESERVED, encode, specs)
     keys = table.table[table.key].combine_chunks().cast(pa.string())
     absent = pc.invert(pc.is_in(pa.array(base.item_ids, pa.string()), value_set=keys)).to_numpy(zero_copy_only=False)
     return tuple(keep_rows(column, old[column.spec.name], absent) for column in columns)
 
 
 def encode_users(
-    table: FeatureTable, ids: NDArray[np.object_], trains: NDArray[np.bool_], base: Encoder | None = None
+    table: FeatureTable, ids: NDArray[np.object_], trains: NDArray[np.bool_], encode: Encode, base: Encoder | None
 ) -> tuple[FeatureColumn, ...]:
     """The users' features, aligned with user rows; texts are left out, nothing shows them."""
     learned = {spec.name: spec for spec in base.user_features} if base else None
-    columns = encode_features(table, ids, trains, 0, learned)
+    columns = encode_features(table, ids, trains, 0, encode, learned)
     return tuple(column for column in columns if column.spec.kind != "text")
 
 

@@ -17,10 +17,11 @@ INIT_STD = 0.02
 class ItemEmbedding(nn.Module):
     """Vector of an item row: its own embedding plus those of its categories and numbers.
 
-    Items of one category share what is learnt of it, so that rare items start from something.
+    Items of one category share what is learnt of it, so that rare items start from something. A one-hot-encoded
+    feature goes through a matrix: that is the sum of the matrix's rows for an item's categories, and computed so.
     """
 
-    codes_NF: Tensor
+    codes_NK: Tensor
     numbers_NG: Tensor
 
     def __init__(self, catalog: Catalog, dim: int, features: bool) -> None:
@@ -31,17 +32,22 @@ class ItemEmbedding(nn.Module):
         numbers = [f for f in used if f.values is not None]
         self.categories = nn.ModuleList(nn.Embedding(f.size, dim, padding_idx=PAD) for f in categories)
         self.numbers = nn.Linear(len(numbers), dim, bias=False) if numbers else None
-        codes = [torch.as_tensor(f.codes, dtype=torch.int64) for f in categories]
+        codes = [torch.as_tensor(f.codes, dtype=torch.int64).view(catalog.num_items, -1) for f in categories]
+        self.num_codes = [c.shape[1] for c in codes]
         values = [torch.as_tensor(f.values, dtype=torch.float32) for f in numbers]
         # Not persistent: they are the encoder's, and a bundle carries them there.
-        self.register_buffer("codes_NF", torch.stack(codes, 1) if codes else torch.zeros(0), persistent=False)
+        self.register_buffer("codes_NK", torch.cat(codes, 1) if codes else torch.zeros(0), persistent=False)
         self.register_buffer("numbers_NG", torch.stack(values, 1) if values else torch.zeros(0), persistent=False)
 
     def forward(self, items: Tensor) -> Tensor:
         """V [..., D] of item rows [...]."""
         v: Tensor = self.items(items)
-        for index, table in enumerate(self.categories):
-            v = v + table(self.codes_NF[items, index])
+        start = 0
+        for table, size in zip(self.categories, self.num_codes, strict=True):
+            # One code an item is looked up without an axis to sum over, which would cost a copy.
+            codes = self.codes_NK[items, start] if size == 1 else self.codes_NK[items, start : start + size]
+            v = v + (table(codes) if size == 1 else table(codes).sum(-2))
+            start += size
         if self.numbers is not None:
             v = v + self.numbers(self.numbers_NG[items].to(v.dtype))
         return v

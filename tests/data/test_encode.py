@@ -8,14 +8,20 @@ import pytest
 
 from distft.data.encode import NO_TIME, Encoder, RawEvent
 from distft.data.features import encode_features
+from distft.data.parquet import read_table
 from distft.data.sources.base import FeatureTable
 from distft.errors import ArtefactError, DataError
-from distft.schema import NUM_RESERVED, PAD, UNKNOWN
+from distft.job import Encode
+from distft.schema import NUM_RESERVED, PAD, UNKNOWN, Feature
 from distft.storage import Storage
 
 
 @pytest.fixture
 def encoder() -> Encoder:
+    return made()
+
+
+def made(encode: Encode | None = None) -> Encoder:
     ids = np.array(["", "", "b", "a", "c"], np.object_)
     table = pa.table(
         {
@@ -27,7 +33,8 @@ def encoder() -> Encoder:
         }
     )
     features = FeatureTable(table, "item_id", numeric=("price",), text=("title",))
-    columns = encode_features(features, ids, np.array([False, False, True, True, True]), NUM_RESERVED)
+    trained = np.array([False, False, True, True, True])
+    columns = encode_features(features, ids, trained, NUM_RESERVED, encode or Encode())
     counts = np.array([0, 0, 5, 5, 0])
     return Encoder(("view", "purchase", "search"), ("purchase",), True, ids, counts, ("", "", "red", "漢"), columns)
 
@@ -117,3 +124,38 @@ def test_events_without_times_keep_their_order(encoder: Encoder) -> None:
 
 def test_titles_fall_back_to_ids(encoder: Encoder) -> None:
     assert encoder.titles([2, 3, 4]) == ["b", "First", "c"]
+
+
+def features_of(encoder: Encoder) -> dict[str, Feature]:
+    return {feature.name: feature for feature in encoder.catalog().features}
+
+
+def test_a_job_chooses_how_features_are_encoded(tmp_path: Path) -> None:
+    encode = Encode.model_validate(
+        {
+            "numbers": {"scale": "unit", "missing": "indicator"},
+            "categories": {"form": "one_hot"},
+            "features": {"brand": {"form": "label", "missing": "zero"}},
+        }
+    )
+    encoder = made(encode)
+    encoder.save(Storage(tmp_path))
+    for one in (encoder, Encoder.load(Storage(tmp_path))):  # a server has what training had
+        found = features_of(one)
+        assert list(found) == ["price", "price is missing", "category", "brand"]
+        price, lacks, brand = found["price"].values, found["price is missing"].values, found["brand"].codes
+        assert price is not None
+        assert lacks is not None
+        assert brand is not None
+        assert price.tolist() == [0, 0.5, 1, 0, 0.5]  # PAD, then UNKNOWN and c at the mean of 1 and 3
+        assert lacks.tolist() == [0, 1, 0, 0, 1]
+        codes = found["category"].codes
+        assert codes is not None
+        assert codes.tolist() == [[PAD, PAD], [UNKNOWN, PAD], [UNKNOWN, PAD], [3, 2], [UNKNOWN, PAD]]
+        assert brand.tolist() == [PAD, PAD, PAD, 2, PAD]
+        assert one.feature("brand").codes.tolist() == [PAD, UNKNOWN, UNKNOWN, 2, UNKNOWN]
+
+
+def test_a_missing_number_is_null_in_the_file(encoder: Encoder, tmp_path: Path) -> None:
+    encoder.save(Storage(tmp_path))
+    assert read_table(Storage(tmp_path), "items.parquet")["feature.price"].to_pylist() == [None, None, 1.0, -1.0, None]

@@ -17,7 +17,7 @@ from distft.data.parquet import read_table
 from distft.data.shards import load_histories
 from distft.data.sources.base import FeatureTable
 from distft.errors import ArtefactError, DistftError, UsageError
-from distft.job import Job
+from distft.job import Encode, Job
 from distft.schema import NUM_RESERVED, UNKNOWN
 from distft.storage import Storage
 from tests.data import logs
@@ -172,10 +172,10 @@ def test_lists_of_categories_are_kept_too() -> None:
     ids = np.array(["", "", "a", "b"], np.object_)
     trained = np.zeros(4, np.bool_)
     old = FeatureTable(pa.table({"item_id": ["a", "b"], "tags": pa.array([["x", "y"], []])}), "item_id")
-    (before,) = encode_features(old, ids, trained, NUM_RESERVED)
+    (before,) = encode_features(old, ids, trained, NUM_RESERVED, Encode())
     today = FeatureTable(pa.table({"item_id": ["b", "c"], "tags": pa.array([["z", "x"], ["y", "a"]])}), "item_id")
     more = np.append(ids, np.array(["c"], np.object_))
-    (column,) = encode_features(today, more, np.zeros(5, np.bool_), NUM_RESERVED, {"tags": before.spec})
+    (column,) = encode_features(today, more, np.zeros(5, np.bool_), NUM_RESERVED, Encode(), {"tags": before.spec})
     merged = keep_rows(column, before, np.array([True, True, True, False]))
     assert merged.spec.vocabulary == ("", "", "x", "y", "a", "z")
     assert merged.to_arrow().to_pylist() == [[0], [1], [2, 3], [5, 2], [3, 4]]

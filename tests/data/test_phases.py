@@ -315,3 +315,33 @@ def test_hashes_of_a_file_in_the_manifest_are_those_of_its_bytes(tmp_path: Path)
     manifest = dataset.verified("dataset")
     for name, entry in manifest.files.items():
         assert hashlib.sha256((dataset.path / name).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_records_of_feature_tables_are_accounted_for(tmp_path: Path) -> None:
+    logs.write_csv(tmp_path / "log.csv", logs.rows())
+    (tmp_path / "tables").mkdir()
+    items = [["i0", "5"], ["i1", "dear"], ["i0", "7"], ["", "8"], ["strange", "1"], ["i2", ""], ["i3", "900"]]
+    logs.write_csv(tmp_path / "tables/items.csv", items, ("id", "cost"))
+    table_keys = {"path": f"{tmp_path}/tables/items.csv", "columns": {"item_id": "id", "price": "cost"}}
+    encode = {"features": {"price": {"clip": [0, 0.6]}}}
+    clean = {"min_user_events": 3, "min_item_events": 3, "max_rejected_share": 0.5}
+    dataset, stats = logs.prepare_here(
+        logs.job(tmp_path, items=table_keys, encode=encode, clean=clean), tmp_path / "run"
+    )
+    assert stats["features"] == {
+        "items": {
+            "records": 7, "used": 4, "not_in_log": 1,
+            "rejected": {"total": 2, "by_reason": {"duplicate": 1, "missing item_id": 1}},
+            "bad_numbers": {"price": 1}, "missing": {"price": stats["items"] - 2}, "clipped": {"price": 1},
+        }
+    }  # fmt: skip
+    rejected = read_table(dataset, "rejected_features/items.parquet").to_pylist()
+    assert [(row["row"], row["reason"], row["raw"]) for row in rejected] == [
+        (3, "duplicate", "i0,7"),
+        (4, "missing item_id", ",8"),
+    ]
+    assert stats["rows_in"] == len(logs.rows())
+    with pytest.raises(DataError, match=r"data\.encode\.features\.prize does not fit .* did you mean 'price'"):
+        shop = [{"source": "synthetic", "num_users": 20}]
+        odd = {"features": {"prize": {"clip": [0, 1]}}}
+        logs.prepare_here(logs.job(tmp_path, events=shop, encode=odd), tmp_path / "other")

@@ -80,14 +80,27 @@ class EventBatch:
 class FeatureTable:
     """Features of items or users: ``table`` holds the key (item_id or user_id, strings) and one column a feature.
 
-    Columns in ``numeric`` are float64, those in ``text`` are strings that are only shown to people, all others
-    are strings (one category a row) or lists of strings (several).
+    Every key stands in it once. Columns in ``numeric`` are float64, those in ``text`` are strings that are only shown
+    to people, all others are strings (one category a row) or lists of strings (several).
+
+    ``rejected``: the records that could not be used, by ``rejected_schema()``. ``bad_numbers``: for every numeric
+    feature the values that are none, which are missing in the table.
     """
 
     table: pa.Table
     key: str
     numeric: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
+    rejected: pa.Table | None = None
+    bad_numbers: dict[str, int] = field(default_factory=dict)
+
+    def kinds(self) -> dict[str, str]:
+        """Feature name → number, category or text."""
+        return {
+            name: "number" if name in self.numeric else "text" if name in self.text else "category"
+            for name in self.table.column_names
+            if name != self.key
+        }
 
 
 @dataclass(frozen=True)

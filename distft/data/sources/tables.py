@@ -1,17 +1,24 @@
 """Feature tables: the files of ``data.items`` and ``data.users`` → ``FeatureTable``.
 
 They are small beside a log and are read whole. A feature that is no number or text is a category; several of them
-in one Parquet column are a list.
+in one Parquet column are a list. A record that cannot be used is kept with its reason, and so is one whose id stands
+in an earlier record: the first one counts.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from distft.data.sources.base import FeatureTable
+from distft.data.numbers import LARGEST
+from distft.data.sources.base import FeatureTable, rejected_schema
 from distft.data.sources.columns import CATEGORY, ID, NUMBER, TEXT, Kind, check_columns, check_keys, check_types
 from distft.data.sources.inputs import Input, find_inputs
 from distft.data.sources.records import (
@@ -23,41 +30,109 @@ from distft.data.sources.records import (
     read_csv,
     read_jsonl,
     read_parquet,
+    rejected_table,
 )
+from distft.data.sources.typed import UNDECODABLE, decoded, id_texts, look_like_floats, without_zeros
 from distft.errors import DataError
 
 if TYPE_CHECKING:
     from distft.job import Features
 
-_FLOAT_ID = r"^(-?\d+)\.0+$"
+DUPLICATE = "duplicate"
 
 
-def read_features(config: Features, key: str) -> FeatureTable:
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some records of one file: ``frame`` by our names, and which of them are not text in the table's encoding."""
+
+    file: str
+    records: Records
+    frame: pl.DataFrame
+    broken: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+def read_features(config: Features, key: str, max_rejected_share: float) -> FeatureTable:
     """The table that a job's ``data.items`` (key item_id) or ``data.users`` (key user_id) names. Raises DataError."""
     if key not in config.columns:
         raise DataError(f"The feature table {config.path} has no {key}", f"{key} among its columns", "Map it.")
+    parts = [
+        _part(source.name, records, config) for source in find_inputs(config.path)
+        for records in _records(source, config, key)
+    ]  # fmt: skip
+    keys = _keys([part.frame[key] for part in parts])
+    reasons = _reasons(parts, keys, key)
+    rejected = _rejected(parts, reasons)
+    _check_rejected(rejected, reasons.count(None), config, key, max_rejected_share)
     numeric = tuple(name for name in config.numeric if name in config.columns)
-    parts = []
-    rejected = []
-    for source in find_inputs(config.path):
-        for records in _records(source, config, key):
-            rejected += records.rejected
-            columns = {ours: _plain(records.columns[theirs], config) for ours, theirs in config.columns.items()}
-            parts.append(pl.DataFrame(columns))
-    if len(rejected) > sum(map(len, parts)):
-        what = f"{len(rejected):,} records of {config.path} are unusable, more than are not"
-        row, reason, raw = rejected[0]
-        raise DataError(f"{what}: record {row:,} for '{reason}': {raw[:200]}", "", "Check its separator and quotes.")
-    if not sum(map(len, parts)):
-        raise DataError(f"{config.path} holds no records", "one record an item or user", "Check the file.")
-    frame = _together([part.with_columns(_key_text(part[key])) for part in parts], numeric, config)
-    frame = frame.with_columns(_key(frame[key])).drop_nulls(key)
-    if not len(frame):
-        raise DataError(
-            f"No record of {config.path} has a value in '{config.columns[key]}' (for {key})", "an id in each"
-        )
     text = tuple(name for name in config.text if name in config.columns)
-    return FeatureTable(frame.to_arrow().cast(_small_types(frame.to_arrow().schema)), key, numeric, text)
+    frame = _together([part.frame.with_columns(pl.col(key).cast(pl.String)) for part in parts], numeric, config)
+    kept = pl.Series([reason is None for reason in reasons], dtype=pl.Boolean)
+    frame = frame.with_columns(keys.alias(key)).filter(kept)
+    bad = {name: _num_bad([part.frame[name] for part in parts], kept) for name in numeric}
+    return FeatureTable(frame.to_arrow().cast(_small_types(frame.to_arrow().schema)), key, numeric, text, rejected, bad)
+
+
+def _part(file: str, records: Records, config: Features) -> _Part:
+    broken = np.zeros(len(records.row), np.bool_)
+    columns = {}
+    for ours, theirs in config.columns.items():
+        columns[ours], some = _plain(records.columns[theirs])
+        broken |= some
+    return _Part(file, records, pl.DataFrame(columns), broken)
+
+
+def _keys(columns: Sequence[pl.Series]) -> pl.Series:
+    """Ids as a log's are read: without the ".0" of a column that was written as floats."""
+    texts = pl.concat([id_texts(column) for column in columns]) if columns else pl.Series([], dtype=pl.String)
+    return without_zeros(texts) if look_like_floats(texts) else texts
+
+
+def _reasons(parts: Sequence[_Part], keys: pl.Series, key: str) -> list[str | None]:
+    """Why each record is not used; None where it is."""
+    broken = np.concatenate([np.zeros(0, np.bool_), *(part.broken for part in parts)])
+    usable = keys.is_not_null() & ~pl.Series(broken)
+    # An id is taken by its first usable record; one that is not usable has no equal, because its place is its own.
+    place = pl.arange(len(keys), eager=True).set(usable, -1)
+    first = pl.DataFrame({"key": keys, "place": place}).select(pl.struct(pl.all()).is_first_distinct()).to_series()
+    frame = pl.DataFrame({"broken": pl.Series(broken), "missing": keys.is_null(), "again": ~first})
+    reason = (
+        pl.when("broken").then(pl.lit(UNDECODABLE)).when("missing").then(pl.lit(f"missing {key}"))
+        .when("again").then(pl.lit(DUPLICATE))
+    )  # fmt: skip
+    return frame.select(reason).to_series().to_list()
+
+
+def _rejected(parts: Sequence[_Part], reasons: Sequence[str | None]) -> pa.Table:
+    tables = [rejected_schema().empty_table()]
+    start = 0
+    for part in parts:
+        mine = reasons[start : start + len(part.frame)]
+        start += len(part.frame)
+        places = np.array([place for place, reason in enumerate(mine) if reason is not None], np.int64)
+        rows = part.records.row[places].tolist()
+        found = zip(rows, [reason for reason in mine if reason is not None], part.records.raw(places), strict=True)
+        tables.append(rejected_table(part.file, sorted([*part.records.rejected, *found])))
+    return pa.concat_tables(tables)
+
+
+def _check_rejected(rejected: pa.Table, num_used: int, config: Features, key: str, max_share: float) -> None:
+    """Raises DataError if there are no records, or too many that are unusable; a duplicate is none of these."""
+    num_rows = num_used + len(rejected)
+    if not num_rows:
+        raise DataError(f"{config.path} holds no records", "one record an item or user", "Check the file.")
+    unusable = rejected.filter(pc.not_equal(rejected["reason"], DUPLICATE))
+    if num_used and len(unusable) <= max_share * num_rows:
+        return
+    (reason, count), *_ = sorted(Counter(unusable["reason"].to_pylist()).items(), key=lambda one: (-one[1], one[0]))
+    example = unusable.filter(pc.equal(unusable["reason"], reason)).to_pylist()[0]
+    what = f"{len(unusable):,} of the {num_rows:,} records of {config.path} are unusable, most of them ({count:,}) for "
+    what += f"'{reason}': {example['file']}:{example['row']}: {example['raw'][:200]}"
+    remedy = "Check its separator and quotes, or raise data.clean.max_rejected_share."
+    if reason == UNDECODABLE:
+        remedy = f"Set its encoding, for instance latin-1: it is not text in {config.encoding}."
+    elif reason.startswith("missing"):
+        remedy = f"Map another column than '{config.columns[key]}', or raise data.clean.max_rejected_share."
+    raise DataError(what, f"at most {max_share:.1%}", remedy)
 
 
 def _together(parts: list[pl.DataFrame], numeric: tuple[str, ...], config: Features) -> pl.DataFrame:
@@ -70,7 +145,7 @@ def _together(parts: list[pl.DataFrame], numeric: tuple[str, ...], config: Featu
         texts = [name for name in part.columns if name not in (*numeric, *lists)]
         typed.append(
             part.with_columns(
-                pl.col(numeric).cast(pl.Float64, strict=False),
+                *(_numbers(part[name]) for name in numeric),
                 pl.col(texts).cast(pl.String),
                 pl.col(lists).cast(pl.List(pl.String)),
             )
@@ -79,6 +154,27 @@ def _together(parts: list[pl.DataFrame], numeric: tuple[str, ...], config: Featu
         what = f"A column is a list in some files of {config.path} and none in others"
         raise DataError(what, "one type in all files", "Convert the column.")
     return pl.concat(typed)
+
+
+def _numbers(column: pl.Series) -> pl.Series:
+    """Numbers, null where there is none that a shop can mean."""
+    text = column.str.strip_chars() if column.dtype == pl.String else column
+    numbers = text.cast(pl.Float64, strict=False)
+    return numbers.set(~(numbers.abs() <= LARGEST).fill_null(False), None)
+
+
+def _num_bad(columns: Sequence[pl.Series], kept: pl.Series) -> int:
+    """Values of the kept records that are there and no numbers."""
+    bad = (
+        pl.concat(
+            [
+                column.fill_nan(None).is_not_null() if column.dtype.is_float() else column.is_not_null()
+                for column in columns
+            ]
+        )
+        & pl.concat([_numbers(column) for column in columns]).is_null()
+    )
+    return int((bad & kept).sum())
 
 
 def _check_numbers(name: str, columns: list[pl.Series], config: Features) -> None:
@@ -116,30 +212,15 @@ def _kinds(config: Features, key: str) -> dict[str, Kind]:
     return {**dict.fromkeys(config.columns, CATEGORY), **texts, **numbers, key: ID}
 
 
-def _plain(column: pa.ChunkedArray, config: Features) -> pl.Series:
-    """Bytes as text (of the table's encoding, which the reader has turned into UTF-8); "" as null."""
-    series = pl.Series(pl.from_arrow(column))
-    if series.dtype == pl.Binary:
-        try:
-            series = series.cast(pl.String)
-        except pl.exceptions.ComputeError as error:
-            raise DataError(
-                f"{config.path} is not text in {config.encoding}", "", "Set the encoding, for instance latin-1."
-            ) from error
-    return series.set(series == "", None) if series.dtype == pl.String else series
-
-
-def _key_text(ids: pl.Series) -> pl.Series:
-    """Ids as text; those of a float column without their ".0"."""
-    if ids.dtype.is_float():
-        ids = ids.cast(pl.Int64, strict=False)
-    return ids.cast(pl.String)
-
-
-def _key(text: pl.Series) -> pl.Series:
-    """Ids as a log's are read: without the ".0" of a column that was written as floats."""
-    looks = text.drop_nulls().str.contains(_FLOAT_ID)
-    return text.str.replace(_FLOAT_ID, "$1") if len(looks) and looks.all() else text
+def _plain(column: pa.ChunkedArray) -> tuple[pl.Series, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """Bytes as text (of the table's encoding, which the reader has turned into UTF-8), "" as null; where not UTF-8."""
+    broken = None
+    array = column.combine_chunks()
+    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+        array, broken = decoded(array)
+    series = pl.Series(pl.from_arrow(array))
+    series = series.set(series == "", None) if series.dtype == pl.String else series
+    return series, np.zeros(len(series), np.bool_) if broken is None else broken
 
 
 def _small_types(schema: pa.Schema) -> pa.Schema:

@@ -36,7 +36,7 @@ UNKNOWN_EVENT = "unknown event"
 BAD_TIMESTAMP = "bad timestamp"
 UNDECODABLE = "undecodable text"
 
-_FLOAT_ID = r"^-?\d+\.0+$"
+_FLOAT_ID = r"^(-?\d+)\.0+$"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Typing:
         """A mapped column; bytes become text, "" becomes null."""
         column = records.columns[self._mapping.columns[ours]].combine_chunks()
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-            column, broken = _decoded(column)
+            column, broken = decoded(column)
             if broken is not None:
                 reasons.add(UNDECODABLE, pl.Series(broken))
         series = pl.Series(pl.from_arrow(column))
@@ -101,20 +101,11 @@ class Typing:
         if ours not in texts:
             return pl.Series([None], dtype=pl.String).new_from_index(0, size)
         series = texts[ours]
-        if series.dtype.is_float():
-            series = series.fill_nan(None)
-            whole = series.cast(pl.Int64, strict=False)
-            is_whole = (whole.cast(series.dtype) == series).fill_null(False)
-            return whole.cast(pl.String).zip_with(is_whole, series.cast(pl.String))
         if series.dtype != pl.String:
-            return series.cast(pl.String)
-        if ours not in self._float_ids:
-            looks = series.drop_nulls().str.contains(_FLOAT_ID)
-            if len(looks):
-                self._float_ids[ours] = bool(looks.all())
-        if not self._float_ids.get(ours, False):
-            return series
-        return series.str.replace(r"^(-?\d+)\.0+$", "$1")
+            return id_texts(series)
+        if ours not in self._float_ids and (looks := look_like_floats(series)) is not None:
+            self._float_ids[ours] = looks
+        return without_zeros(series) if self._float_ids.get(ours, False) else series
 
     def _events(self, texts: dict[str, pl.Series], size: int) -> pl.Series:
         """Place of each row's event in ``event_names``; null where it is none of them."""
@@ -151,6 +142,28 @@ class Typing:
         return rejected_table(self._file, rows)
 
 
+def id_texts(series: pl.Series) -> pl.Series:
+    """Ids of any type as text: the number 5, the float 5.0 and the decimal 5.00 are the id "5", as in a text column."""
+    if series.dtype.is_float():
+        series = series.fill_nan(None)
+        whole = series.cast(pl.Int64, strict=False)
+        is_whole = (whole.cast(series.dtype) == series).fill_null(False)
+        return whole.cast(pl.String).zip_with(is_whole, series.cast(pl.String))
+    text = series.cast(pl.String)
+    return without_zeros(text) if series.dtype.is_decimal() else text
+
+
+def look_like_floats(series: pl.Series) -> bool | None:
+    """True if all texts are whole numbers with a fraction of zeros; None if there are no texts."""
+    looks = series.drop_nulls().str.contains(_FLOAT_ID)
+    return bool(looks.all()) if len(looks) else None
+
+
+def without_zeros(series: pl.Series) -> pl.Series:
+    """Texts without the ".0" of whole numbers."""
+    return series.str.replace(_FLOAT_ID, "$1")
+
+
 class _Reasons:
     """The first reason to reject each row; -1 where there is none."""
 
@@ -173,7 +186,7 @@ def _arrow(series: pl.Series) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _decoded(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_] | None]:
+def decoded(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_] | None]:
     """Bytes as text, and where they are not UTF-8 (None: nowhere)."""
     try:
         return column.cast(pa.string()), None

@@ -116,5 +116,5 @@ def test_a_feature_column_of_an_unusable_type(tmp_path: Path, name: str, column:
     path = tmp_path / "items.parquet"
     pq.write_table(pa.table(good | {name: column}), path)
     with pytest.raises(DataError) as caught:
-        read_features(Features(path=str(path), columns=columns), "item_id")
+        read_features(Features(path=str(path), columns=columns), "item_id", 0.5)
     assert f"Column '{name}' of {path} {said}" in str(caught.value)

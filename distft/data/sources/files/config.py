@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,7 @@ COLUMNS = (USER_ID, ITEM_ID, EVENT, TIMESTAMP, QUERY, VALUE, QUANTITY)
 class Config(SourceConfig):
     """One log: where it is, which column is what, and which events it holds."""
 
+    has_features: ClassVar[bool] = False
     source: Literal["files"] = "files"
     path: str = Field(min_length=1, description="file, glob or URI; .gz and .zst are read as they are")
     format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
