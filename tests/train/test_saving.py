@@ -19,6 +19,7 @@ from distft.storage import Storage
 from distft.train import saving
 from distft.train.checkpoint import FOLDER, committed
 from distft.train.saving import BEST, Saver
+from tests.train.kills import kill
 from tests.train.ranks import run_ranks
 from tests.train.storages import Gated
 from tests.train.test_checkpoint import State, advance, assert_same, run, stage, start, state_of, whole
@@ -255,3 +256,13 @@ def test_an_error_of_the_training_does_not_lose_the_checkpoint_in_flight(one_ran
         finally:
             saver.close()
     assert committed(folder / FOLDER) == ["step-1"]
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(("world_size", "count"), [(1, 30), (2, 20)])
+def test_sigkill_inside_a_checkpoint_leaves_the_newest_one_whole(
+    world_size: int, count: int, tmp_path: Path, one_rank: None
+) -> None:
+    tally = kill(tmp_path, world_size, count, seed=world_size)
+    assert tally.intact == tally.kills == count
+    assert tally.half_written > count / 2, "most kills must have met a checkpoint half way"

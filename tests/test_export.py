@@ -1,0 +1,91 @@
+"""``distft export`` of checkpoints of every ZeRO stage, number of ranks and precision, and of one named by its path."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from distft.cli import app
+from distft.errors import ArtefactError
+from distft.job import Job
+from distft.jobfile import dump_job
+from distft.models.weights import MODEL_PREFIX, read_weights
+from distft.pipeline import Context, run
+from distft.storage import Storage
+from distft.train.loop import Loop
+from tests.train.datasets import circle_job, write_circle
+from tests.train.ranks import run_ranks
+
+Held = dict[str, tuple[int, torch.Tensor]]
+
+
+def trained(job: Job) -> Held:
+    """Trains, and gives the fp32 slices that this rank holds at the end, taken from the engine itself."""
+    loop = Loop(job, Storage(job.storage), "train", torch.device("cpu"), lambda metrics: None)
+    held: Held = {}
+    close = loop.engine.close
+
+    def note_and_close() -> None:
+        held.update({part.name: (part.offset, part.view(part.master).clone()) for part in loop.engine.slices()})
+        close()
+
+    loop.engine.close = note_and_close  # type: ignore[method-assign]
+    loop.run()
+    return held
+
+
+def trained_all(jobs: list[Job]) -> list[Held]:
+    return [trained(job) for job in jobs]
+
+
+def assert_bundle_holds(root: Path, ranks: list[Held]) -> None:
+    (Storage(root) / "bundle").verified("bundle")
+    weights = read_weights(Storage(root) / "bundle")
+    for name, values in weights.items():
+        parts = dict(rank[MODEL_PREFIX + name] for rank in ranks if MODEL_PREFIX + name in rank)
+        expected = torch.cat([parts[offset] for offset in sorted(parts)])
+        assert values.dtype == torch.float32 and torch.equal(values.flatten(), expected), name
+
+
+def make_jobs(root: Path, pairs: list[tuple[int, str]]) -> list[Job]:
+    jobs = []
+    for stage, precision in pairs:
+        write_circle(root / f"{stage}-{precision}")
+        settings: dict[str, Any] = {"epochs": 1, "zero": {"stage": stage}, "precision": precision}
+        jobs.append(circle_job(root / f"{stage}-{precision}", **settings))
+    return jobs
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_every_stage_precision_and_number_of_ranks_becomes_a_model(world_size: int, tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, list(itertools.product(range(4), ("fp32", "bf16"))))
+    ranks = run_ranks(world_size, trained_all, jobs)
+    for index, job in enumerate(jobs):
+        run(Context(job, Storage(job.storage)), ("export",))
+        assert_bundle_holds(Path(job.storage), [rank[index] for rank in ranks])
+
+
+def test_from_names_one_checkpoint_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = make_jobs(tmp_path, [(2, "fp32")])
+    root = Path(job.storage)
+    more = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 2})})
+    ((first, _),) = run_ranks(1, trained_all, [job, more])
+    (tmp_path / "job.yaml").write_text(dump_job(more))
+    monkeypatch.chdir(root)
+    for path in (str(root / "train/checkpoints/step-4"), "train/checkpoints/step-4"):
+        done = CliRunner().invoke(app, ["export", str(tmp_path / "job.yaml"), "--from", path, "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout.splitlines()[-1])["num_golden"] > 0
+        assert_bundle_holds(root, [first])
+    damaged = next((root / "train/checkpoints/step-8").glob("weights*"))
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    with pytest.raises(ArtefactError, match=damaged.name):
+        run(Context(more, Storage(root), from_="train/checkpoints/step-8"), ("export",))
+    assert_bundle_holds(root, [first])
