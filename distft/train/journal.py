@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from distft.storage import Storage
+from distft.storage import Storage, explained
 
 METRICS = "metrics.jsonl"
 
@@ -33,7 +33,7 @@ class Journal:
         """Adds one observation; it must have its ``step``."""
         text = _dump(line)
         if self._folder.is_local:
-            with open(self._folder.path / METRICS, "a", encoding="utf-8") as stream:
+            with explained(self._folder.uri), open(self._folder.path / METRICS, "a", encoding="utf-8") as stream:
                 stream.write(text)
         else:
             self._text += text
@@ -45,7 +45,7 @@ class Journal:
     def commit(self) -> None:
         """Makes sure that what was written outlives a crash of the machine."""
         if self._folder.is_local:
-            with open(self._folder.path / METRICS, "a", encoding="utf-8") as stream:
+            with explained(self._folder.uri), open(self._folder.path / METRICS, "a", encoding="utf-8") as stream:
                 os.fsync(stream.fileno())
         else:
             self._folder.write_bytes(METRICS, self._text.encode())

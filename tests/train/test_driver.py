@@ -7,17 +7,21 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from distft.errors import ArtefactError, TrainingError, UsageError
+from distft.errors import ArtefactError, StorageError, TrainingError, UsageError
 from distft.models.weights import read_weights
 from distft.storage import Storage
 from distft.train.driver import train
 from tests.train.datasets import circle_job, write_circle
+from tests.train.ranks import run_ranks
+from tests.train.test_loop import train_result
 
 # Ray warns of its own deprecated settings when it pickles them.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -36,8 +40,13 @@ def test_two_workers_finish_and_a_second_call_returns_at_once(tmp_path: Path, ra
     started = time.perf_counter()
     assert train(job, root, {"job": "abc"}) == result
     assert time.perf_counter() - started < 1
+    damaged = next((tmp_path / "train/checkpoints/step-8").glob("weights*"))
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    lines.clear()
     more = circle_job(tmp_path, epochs=3, scaling={"num_workers": 1})
-    assert train(more, root, {"job": "abc"}).steps == 12
+    assert train(more, root, {"job": "abc"}, progress=lines.append).steps == 12
+    warnings = [line["message"] for line in lines if line["kind"] == "warning"]
+    assert len(warnings) == 1 and damaged.name in warnings[0]
 
 
 def test_a_loss_that_is_not_finite_comes_back_as_it_was_raised(tmp_path: Path, ray_session: Any) -> None:
@@ -55,6 +64,44 @@ def test_a_damaged_shard_comes_back_with_its_name(tmp_path: Path, ray_session: A
     shard.write_bytes(shard.read_bytes()[:-3] + b"xyz")
     with pytest.raises(ArtefactError, match=r"00001\.parquet"):
         train(circle_job(tmp_path, scaling={"num_workers": 2, "max_failures": 0}), root, {})
+
+
+@pytest.mark.proof
+def test_checkpoints_that_are_all_damaged_are_told_instead_of_starting_anew(tmp_path: Path, ray_session: Any) -> None:
+    root, job = write_circle(tmp_path), circle_job(tmp_path)
+    run_ranks(1, train_result, job, root)
+    for path in (tmp_path / "train/checkpoints").glob("step-*/weights*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TrainingError, match=r"step-8 is damaged.*step-4 is damaged.*--force"):
+        train(job, root, {})
+    assert train(job, root, {}, anew=True).steps == 8
+
+
+@pytest.mark.proof
+def test_a_disk_that_fills_up_ends_the_run_with_the_reason_and_the_same_command_goes_on(
+    make_disk: Callable[[str], Path], ray_session: Any
+) -> None:
+    small_disk = make_disk("4m")
+    root = write_circle(small_disk)
+    settings: dict[str, Any] = {"epochs": 60, "checkpoint": {"every_steps": 3}, "early_stopping": None}
+    job = circle_job(small_disk, scaling={"num_workers": 2}, **settings)
+    ballast = small_disk / "ballast"
+
+    def fill(line: dict[str, Any]) -> None:
+        with suppress(OSError), open(ballast, "ab", buffering=0) as stream:
+            while line["step"] >= 20:
+                stream.write(b"x" * 512)
+
+    with pytest.raises((TrainingError, StorageError), match=r"No space left on device.*Free some space"):
+        train(job, root, {}, progress=fill)
+    steps = [
+        int(path.parent.name.removeprefix("step-")) for path in small_disk.glob("train/checkpoints/*/manifest.json")
+    ]
+    (root / f"train/checkpoints/step-{max(steps)}").verified("checkpoint")
+    ballast.unlink()
+    seen: list[int] = []
+    assert train(job, root, {}, progress=lambda line: seen.append(line["step"])).steps == 240
+    assert min(seen) > max(steps)
 
 
 def test_what_cannot_run_is_refused_at_once(tmp_path: Path, ray_session: Any) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -150,19 +149,10 @@ def test_what_best_json_names_stays_while_the_search_begins_anew(tmp_path: Path,
 # -- what can go wrong -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 96 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system takes root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_full_disk_is_told_and_the_checkpoint_before_is_intact(small_disk: Path, one_rank: None) -> None:
+def test_a_full_disk_is_told_and_the_checkpoint_before_is_intact(
+    make_disk: Callable[[str], Path], one_rank: None
+) -> None:
+    small_disk = make_disk("96k")
     folder = Storage(small_disk)
     engine, progress = start(stage(2), folder)
     saver = Saver(folder, engine, Rules())
