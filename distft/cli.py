@@ -5,6 +5,8 @@ Surprising choice: every verb imports what it needs when it runs, so that ``dist
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import sys
 import traceback
@@ -71,7 +73,8 @@ def _session(as_json: bool, interrupted: str = INTERRUPTED) -> Iterator[Terminal
             yield terminal
     except DistftError as error:
         terminal.fail(error)
-        terminal.result({"error": type(error).__name__, "message": str(error)})
+        failure = {"failure": error.details} if error.details else {}
+        terminal.result({"error": type(error).__name__, "message": str(error), **failure})
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         terminal.say(interrupted)
@@ -124,7 +127,14 @@ def _run(
             "the job has ended. Give --storage an absolute path or a URI to keep what this run makes."
         )
     with terminal.watching() as watcher:
-        return run(Context(job, storage, watcher, force, from_), stages)
+        return run(Context(job, storage, watcher, force, from_, _command()), stages)
+
+
+def _command() -> str:
+    """The command that goes on where this one may end, for a shell in any folder."""
+    program = "distft" if os.path.basename(sys.argv[0]) == "distft" else f"{shlex.quote(sys.executable)} -m distft"
+    words = [word for word in sys.argv[1:] if word != "--force"]
+    return f"cd {shlex.quote(os.getcwd())} && {program} {shlex.join(words)}"
 
 
 @app.command()

@@ -14,7 +14,10 @@
     │   └── QueryError        a request for recommendations asks for what the model does not have
     └── RunError              exit 3: the job ran and failed
         ├── LeakError         a split would show the model its own target
-        ├── TrainingError     a worker failed, a loss became NaN, an attempt hung
+        ├── TrainingError     a worker failed
+        │   ├── StalledError  an attempt made no progress
+        │   ├── DamagedError  no checkpoint is as it was written
+        │   └── NotFiniteError  a loss or metric became NaN or infinite
         └── ServingError      the service did not come up or did not answer
 
 An error says what happened (with the value), what was expected and what to do. All of them survive
@@ -36,10 +39,12 @@ class DistftError(Exception):
     """Base of every error in the tree above.
 
     ``what`` happened, with the value; what was ``expected``; the ``remedy``, an instruction. The last two
-    may be empty where they would only repeat the first.
+    may be empty where they would only repeat the first. ``details``: what a program may want to know beyond the
+    sentences; ``--json`` prints them.
     """
 
     exit_code = EXIT_FAILED
+    details: dict[str, Any] | None = None
 
     def __init__(self, what: str, expected: str = "", remedy: str = "") -> None:
         super().__init__(what, expected, remedy)
@@ -125,7 +130,19 @@ class LeakError(RunError):
 
 
 class TrainingError(RunError):
-    """Training failed: a worker died too often, the loss is not finite, an attempt hung."""
+    """Training failed: a worker died too often, or could not start."""
+
+
+class StalledError(TrainingError):
+    """An attempt at a training made no progress for the time that the job sets."""
+
+
+class DamagedError(TrainingError):
+    """There are checkpoints, and none of them is as it was written."""
+
+
+class NotFiniteError(TrainingError):
+    """A loss or a validation metric is NaN or infinite."""
 
 
 class ServingError(RunError):

@@ -436,6 +436,12 @@ class Scaling(Section):
     use_gpu: UseGpu = "auto"
     cpus_per_worker: float = Field(1, gt=0, le=MAX_COUNT)
     max_failures: int = Field(3, ge=-1, le=MAX_COUNT, description="restarts of the worker group; -1 is without limit")
+    stall_timeout_s: float = Field(
+        600, ge=5, le=MAX_COUNT, description="an attempt without any progress for so long is ended and started anew"
+    )
+    resize_interval_s: float = Field(
+        60, ge=1, le=MAX_COUNT, description="how often an elastic training looks for room for more workers"
+    )
 
     @property
     def worker_range(self) -> tuple[int, int]:

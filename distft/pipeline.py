@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from distft import cluster
-from distft.errors import ArtefactError, StageChangedError, UsageError
+from distft.errors import ArtefactError, DistftError, StageChangedError, StorageError, UsageError
 from distft.job import Job, StageName
 from distft.lock import locked
 from distft.storage import MANIFEST, Storage
@@ -35,13 +35,14 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Context:
-    """One command: the job, where its artefacts are, and how it was asked for."""
+    """One command: the job, where its artefacts are, and how it was asked for; ``command`` continues it."""
 
     job: Job
     root: Storage
     watcher: Watcher = field(default_factory=Watcher)
     force: bool = False
     from_: str | None = None
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -262,8 +263,27 @@ def _prepare(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
 def _train(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
     from distft.train.driver import train
 
-    result = train(context.job, context.root, made_from, anew=context.force, progress=context.watcher.metrics)
+    with _failure_page(context, "train"):
+        result = train(context.job, context.root, made_from, anew=context.force, progress=context.watcher.metrics)
     return vars(result)
+
+
+@contextmanager
+def _failure_page(context: Context, stage: str) -> Iterator[None]:
+    """Leaves a page in the stage's folder if workers of the block fail, and completes what the error tells of it."""
+    from distft.report.failure import render
+    from distft.train.checkpoint import latest
+    from distft.train.failure import PAGE
+
+    try:
+        yield
+    except DistftError as error:
+        if error.details:
+            folder = context.root / stage
+            error.details |= {"checkpoint": latest(folder), "resume": context.command, "page": f"{folder}/{PAGE}"}
+            with suppress(StorageError):  # a full disk, perhaps: the terminal tells it all
+                folder.write_bytes(PAGE, render(context.job.name, stage, error.details).encode())
+        raise
 
 
 def _evaluate(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:

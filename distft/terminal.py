@@ -45,8 +45,13 @@ class Terminal:
         self.err.print(f"[bold]{escape(name)}[/] {escape(state)}")
 
     def fail(self, error: DistftError) -> None:
-        """The paragraph that a mistake gets."""
+        """The paragraph that a mistake gets; where workers failed, also what is known of it."""
         self.err.print(f"[bold red]error[/] {escape(str(error))}")
+        if error.details and "resume" in error.details:
+            from distft.report.failure import text
+
+            self.say(text(error.details))
+            self.say(f"  page: {error.details['page']}")
 
     def warn(self, text: str) -> None:
         """A paragraph about what went on differently than it should."""

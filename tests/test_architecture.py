@@ -46,6 +46,8 @@ RAY = {
     "data.prepare",
     "train.loop",
     "train.driver",
+    "train.failure",
+    "train.supervisor",
     "evaluate.evaluate",
     "serve.app",
     "serve.server",

@@ -19,10 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distft.errors import ArtefactError, DistftError, TrainingError
+from distft.errors import ArtefactError, DamagedError, DistftError
 from distft.models.weights import assemble, read_slices, read_state
 from distft.storage import MANIFEST, Manifest, Storage
 from distft.train.engine import Engine, Slice
+from distft.train.position import here
 
 FOLDER = "checkpoints"
 LATEST = "latest.json"
@@ -84,18 +85,24 @@ def step_of(name: str) -> int:
     return int(match.group(1)) if match else -1
 
 
+def latest(folder: Storage) -> str | None:
+    """Where the newest committed checkpoint of a training lies; its bytes are not looked at. None before the first."""
+    names = committed(folder / FOLDER)
+    return f"{folder}/{FOLDER}/{names[0]}" if names else None
+
+
 def newest(folder: Storage) -> Checkpoint | None:
     """The newest checkpoint of which every byte is as it was written; None if none was ever committed.
 
     One that is damaged or lost is passed over, with a warning. Collective: rank 0 looks, and all ranks open the one
-    that it found. Raises TrainingError, on every rank, where all are damaged: a training does not start anew by itself.
+    that it found. Raises DamagedError, on every rank, where all are damaged: a training does not start anew by itself.
     """
     found, passed_over = from_first(_look(folder) if dist.get_rank() == 0 else None)
     if found is not None:
         storage = folder / FOLDER / found
         return Checkpoint(storage, *read_state(storage), tuple(passed_over))
     if passed_over:
-        raise TrainingError(
+        raise DamagedError(
             f"No checkpoint in {folder}/{FOLDER} can be used: {' '.join(passed_over)}",
             "one that is as it was written",
             "Restore one from a copy, or start this training anew with --force, which removes what is there.",
@@ -141,7 +148,9 @@ def _verify(storage: Storage, name: str) -> None:
     manifest, _ = read_state(storage)
     if manifest.info.get("step") != step_of(name):
         raise ArtefactError(f"it holds step {manifest.info.get('step')}", name, "Restore it from a copy.")
-    storage.verified("checkpoint")
+    for file, expected in sorted(manifest.files.items()):
+        here.beat()
+        storage.verify_file(file, expected)
 
 
 def restored_progress(folder: Storage, found: Checkpoint | None, metric: str) -> Progress:

@@ -22,14 +22,16 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distft import cluster
-from distft.errors import ArtefactError, DistftError, TrainingError, UsageError
+from distft.errors import ArtefactError, UsageError
 from distft.job import Job, Scaling
 from distft.jobfile import dump_job
 from distft.storage import MANIFEST, Manifest, Storage
+from distft.train import failure as failures
 from distft.train.checkpoint import FOLDER
 from distft.train.journal import read_lines
 from distft.train.loop import TrainResult, ray_worker
 from distft.train.settings import check_train
+from distft.train.supervisor import Supervisor
 from distft.train.validation import watched_metric
 
 __all__ = ["TrainResult", "train"]
@@ -62,10 +64,12 @@ def train(
     if anew:
         folder.delete_tree()
     folder.make()
+    failures.forget(folder)
     folder.write_bytes("job.yaml", dump_job(job).encode())
     _write_manifest(folder, made_from, {"status": "running"}, {})
     with _scratch(folder) as scratch, _following(folder, progress):
         outcome = _fit(job, root, stage, use_gpu, scratch)
+    failures.forget(folder)
     result = TrainResult(**outcome)
     wanted = {"epochs_wanted": job.train.epochs, "early_stopping": _stopping(job)}
     _write_manifest(folder, made_from, {"status": "finished", **asdict(result), **wanted}, _listing(folder))
@@ -150,6 +154,7 @@ def _fit(job: Job, root: Storage, stage: str, use_gpu: bool, scratch: Storage) -
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=job.scaling.num_workers,
+            elastic_resize_monitor_interval_s=job.scaling.resize_interval_s,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": job.scaling.cpus_per_worker},
         ),
@@ -158,15 +163,16 @@ def _fit(job: Job, root: Storage, stage: str, use_gpu: bool, scratch: Storage) -
             storage_path=path,
             storage_filesystem=None if scratch.is_local else system,
             failure_config=FailureConfig(max_failures=job.scaling.max_failures),
+            callbacks=[Supervisor(root / stage, job.scaling.stall_timeout_s)],
         ),
     )
     try:
         with _own_interrupts():
             outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise _explained(error) from error
+        raise failures.as_error(root / stage, error, os.path.join(cluster.logs_folder(), "train")) from error
     if "error" in outcome:
-        raise outcome["error"]
+        raise failures.met_by_all(root / stage, outcome["error"], outcome["num_workers"])
     return dict(outcome)
 
 
@@ -182,38 +188,6 @@ def _own_interrupts() -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
-
-
-def _explained(error: ray.train.TrainingFailedError) -> DistftError:
-    """Our own error of a worker, if there is one; otherwise one that says what Ray saw and where it logged it."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank in sorted(failures):
-        for cause in _causes(failures[rank]):
-            if isinstance(cause, DistftError):
-                return cause
-    first = failures[min(failures)] if failures else getattr(error, "controller_failure", error)
-    lines = [line for line in str(first).splitlines() if line.strip()] or [type(first).__name__]
-    who = f"Worker {min(failures)}" if failures else "The training"
-    logs = os.path.join(cluster.logs_folder(), "train")
-    return TrainingError(
-        f"{who} failed: {lines[-1].strip()}",
-        "",
-        f"The workers' logs are in {logs}; run the same command again to go on from the last checkpoint.",
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that it wraps, in Ray's ways and in Python's."""
-    seen: set[int] = set()
-    open_ = [error]
-    while open_:
-        current = open_.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        wrapped = [getattr(current, name, None) for name in ("_base_exc", "cause", "health_check_failure")]
-        open_ += [e for e in [*wrapped, current.__cause__] if isinstance(e, BaseException)]
 
 
 @contextmanager

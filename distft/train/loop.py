@@ -20,13 +20,14 @@ from distft.data.collate import train_batch
 from distft.data.encode import Encoder
 from distft.data.ragged import concat
 from distft.data.shards import TrainReader
-from distft.errors import TrainingError, UsageError
+from distft.errors import NotFiniteError, TrainingError, UsageError
 from distft.job import Job
 from distft.schema import Batch, Histories, lower_is_better
 from distft.storage import Storage
 from distft.train.checkpoint import Checkpoint, load_optimizer, load_weights, newest, restored_progress
 from distft.train.engine import Engine
 from distft.train.journal import Journal
+from distft.train.position import here
 from distft.train.saving import Saver, write_best
 from distft.train.settings import learning_rate
 from distft.train.step import Step, train_step
@@ -63,7 +64,7 @@ def ray_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     except (TrainingError, UsageError) as error:
         # All ranks meet these at the same point, and would meet them again: handed back, not raised, Ray does
         # not start the workers anew.
-        return {"error": error}
+        return {"error": error, "num_workers": dist.get_world_size()}
     return asdict(result) if dist.get_rank() == 0 else None
 
 
@@ -74,6 +75,8 @@ class Loop:
         self.job, self.folder, self.dataset, self.report = job, root / stage, root / "dataset", report
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.metric = watched_metric(job)
+        here.restart()
+        here.at("reading of the dataset")
         self.encoder = Encoder.of_dataset(self.dataset)
         self.reader = TrainReader(
             self.dataset,
@@ -87,6 +90,7 @@ class Loop:
         )
         self.empty = concat([])
         self.total_steps = job.train.epochs * self.reader.steps_per_epoch
+        here.at("search for a checkpoint")
         found = newest(self.folder)
         self.progress = restored_progress(self.folder, found, self.metric)
         self.engine = self._build(found, device)
@@ -95,12 +99,14 @@ class Loop:
         self.saver = Saver(self.folder, self.engine, job.train.checkpoint, before_commit)
         self.validation = Validation(job, self.dataset, self.encoder, self.metric)
         self.window = Window()
+        self.save_wanted = False
         if self.journal:
             write_best(self.folder, self.progress)
             for sentence in found.passed_over if found else ():
                 self.journal.warn(sentence, self.progress.step, self.saver.attempt)
 
     def _build(self, found: Checkpoint | None, device: torch.device) -> Engine:
+        here.at("start of the engine", self.progress.step)
         catalog = self.encoder.catalog()
         torch.manual_seed(self.job.seed)
         module = Step(self.job.model.build(catalog), self.job.loss.build(catalog))
@@ -148,18 +154,22 @@ class Loop:
             self.saver.poll()
             if self.window.steps >= LOG_STEPS:
                 self._log_window()
-            if progress.step % every == 0 and progress.epoch_step < self.reader.steps_per_epoch:
+            due = progress.step % every == 0 or self.save_wanted
+            if due and progress.epoch_step < self.reader.steps_per_epoch:
                 self._save()
         self._log_window()  # before the validation, whose time is not the steps'
 
     def _train_step(self) -> None:
         progress, train = self.progress, self.job.train
         started = time.perf_counter()
+        here.at("reading", progress.step)
         batches = self._step_batches(progress.epoch, progress.epoch_step)
         waited = time.perf_counter() - started
         torch.manual_seed(_key(self.job.seed, progress.step, self.rank))
         rate = learning_rate(train, progress.step, self.total_steps)
         result = train_step(self.engine, batches, self._collate(self.empty), progress.step, rate)
+        self.save_wanted = result.save_wanted
+        here.taken += 1
         self.window.add(result, rate, waited)
         progress.step += 1
         progress.epoch_step += 1
@@ -179,7 +189,7 @@ class Loop:
         if metrics:
             value, best = metrics[self.metric], progress.best_value
             if not np.isfinite(value):
-                raise TrainingError(f"{self.metric} is {value} after epoch {progress.epoch}", "a finite number")
+                raise NotFiniteError(f"{self.metric} is {value} after epoch {progress.epoch}", "a finite number")
             better = best is None or (value < best if lower_is_better(self.metric) else value > best)
             progress.stale = 0 if better else progress.stale + 1
             if better:
@@ -195,9 +205,14 @@ class Loop:
 
     def _save(self, report: dict[str, Any] | None = None) -> None:
         """Starts a checkpoint; ``report`` is reported when it is committed."""
+        step = self.progress.step
+        here.at("checkpoint", step)
+        here.save_wanted = False
 
         def tell(path: str) -> None:
+            here.saved_step = step
             if report is not None:
+                here.at("report to Ray")
                 self.report({**report, "checkpoint_path": path})
 
         self._log_window()

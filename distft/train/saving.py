@@ -28,6 +28,7 @@ from distft.models.weights import sealed
 from distft.storage import MANIFEST, Manifest, Storage
 from distft.train.checkpoint import FOLDER, LATEST, Progress, committed, from_first, step_of
 from distft.train.engine import Engine
+from distft.train.position import here
 from distft.train.tensorfile import write_tensors
 
 BEST = "best.json"
@@ -185,12 +186,16 @@ class Saver:
         Each rank takes part in both messages however it fared, because the others wait for it.
         """
         storage = self.root / snapshot.name
+        here.writing = True
         mine = _attempted(lambda: self._write_slices(storage, snapshot))
+        here.writing = False
         try:
             ranks = self._gathered(mine)
             failures = [one for one in ranks if isinstance(one, DistftError)]
             if not failures and self.engine.rank == 0:
+                here.writing = True
                 outcome = _attempted(lambda: self._commit(storage, snapshot, ranks))
+                here.writing = False
                 failures = [outcome] if isinstance(outcome, DistftError) else []
             self._failure = self._told(failures[0] if failures else None)
         except RuntimeError as error:

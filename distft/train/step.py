@@ -19,13 +19,14 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distft.errors import TrainingError
+from distft.errors import NotFiniteError
 from distft.losses.base import Loss
 from distft.models.base import Model, last_states
 from distft.ranking import item_scores
 from distft.schema import PAD, Batch
 from distft.topk import target_ranks
 from distft.train.engine import Engine
+from distft.train.position import here
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,15 @@ class Step(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Over all ranks: the summed loss, the number of targets, and of positions that were computed."""
+    """Over all ranks: the summed loss, the number of targets, and of positions that were computed.
+
+    ``save_wanted``: some rank was asked for a checkpoint; all ranks learn of it in the same step.
+    """
 
     loss_sum: float
     count: int
     num_tokens: int
+    save_wanted: bool = False
 
 
 def train_step(engine: Engine, batches: Sequence[Batch], empty: Batch, step: int, learning_rate: float) -> StepResult:
@@ -75,34 +80,40 @@ def train_step(engine: Engine, batches: Sequence[Batch], empty: Batch, step: int
         1/W · Σ_r Σ_i ∇(W / N · l_ri)  =  ∇ (Σ_r Σ_i l_ri) / N
 
     All ranks run as many micro-batches as the one with most of them, because ZeRO's collectives are part of every
-    pass; ``empty`` fills up: it has no targets, but goes through every parameter. Raises TrainingError where the
+    pass; ``empty`` fills up: it has no targets, but goes through every parameter. Raises NotFiniteError where the
     loss is not finite, before any weight has changed.
     """
+    here.at("exchange of counts", step)
     counts = [(int((batch.target_BL != PAD).sum()), batch.target_BL.numel()) for batch in batches]
-    table = torch.zeros(engine.world_size, 3, dtype=torch.float64, device=engine.device)
-    mine = [len(batches), sum(count for count, _ in counts), sum(size for _, size in counts)]
+    table = torch.zeros(engine.world_size, 4, dtype=torch.float64, device=engine.device)
+    mine = [len(batches), sum(count for count, _ in counts), sum(size for _, size in counts), here.save_wanted]
     table[engine.rank] = torch.tensor(mine, dtype=torch.float64, device=engine.device)
     dist.all_reduce(table)
     rounds, total, tokens = int(table[:, 0].max()), int(table[:, 1].sum()), int(table[:, 2].sum())
+    save_wanted = bool(table[:, 3].any())
     if total == 0:
-        return StepResult(0.0, 0, tokens)
+        return StepResult(0.0, 0, tokens, save_wanted)
     loss_total = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for index in range(rounds):
+        here.at("forward pass")
         batch = batches[index] if index < len(batches) else empty
         loss_sum, count = engine(batch.to(engine.device))
         loss_total += torch.stack([loss_sum.detach().double(), count.double()])
         if index == rounds - 1:
+            here.at("exchange of losses")
             dist.all_reduce(loss_total)
             _check(loss_total, total, step)
+        here.at("backward pass")
         engine.backward(loss_sum * (engine.world_size / total), last=index == rounds - 1)
+    here.at("update")
     engine.step(learning_rate)
-    return StepResult(float(loss_total[0]), total, tokens)
+    return StepResult(float(loss_total[0]), total, tokens, save_wanted)
 
 
 def _check(loss_total: Tensor, total: int, step: int) -> None:
     loss_sum, count = loss_total.tolist()
     if not math.isfinite(loss_sum):
-        raise TrainingError(
+        raise NotFiniteError(
             f"The loss of step {step} is {loss_sum}",
             "a finite number",
             "Lower train.learning_rate, set train.clip_norm or train.warmup_steps, or use precision fp32 or bf16.",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from distft.storage import Storage
+from distft.train.position import here
 
 CHUNK_BYTES = 1 << 22
 _DTYPES = {
@@ -68,3 +69,4 @@ class _Hashed:
             self.sha.update(chunk)
             self.stream.write(chunk)
             self.size += len(chunk)
+            here.beat()

@@ -24,6 +24,7 @@ from distft.ranking import excluded_items
 from distft.schema import NUM_RESERVED, Histories
 from distft.storage import Storage
 from distft.train.engine import Engine
+from distft.train.position import here
 from distft.train.step import RankTargets
 
 MAX_TOKENS = 16_384
@@ -66,6 +67,7 @@ class Validation:
         sums = dict.fromkeys(ranking_sums(np.zeros(0, np.int64), self._ks), 0.0)
         loss_sum, count, lists = 0.0, 0.0, 0.0
         while True:
+            here.at("validation")
             histories, targets = next(batches, (None, None))
             if not _anyone(histories is not None, engine.device):
                 break

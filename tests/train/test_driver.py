@@ -19,6 +19,7 @@ from distft.errors import ArtefactError, StorageError, TrainingError, UsageError
 from distft.models.weights import read_weights
 from distft.storage import Storage
 from distft.train.driver import train
+from distft.train.failure import read_failures
 from tests.train.datasets import circle_job, write_circle
 from tests.train.ranks import run_ranks
 from tests.train.test_loop import train_result
@@ -189,3 +190,35 @@ def test_ctrl_c_ends_the_workers_and_keeps_the_last_checkpoint(tmp_path: Path, r
     steps = [int(path.parent.name.removeprefix("step-")) for path in tmp_path.glob("train/checkpoints/*/manifest.json")]
     assert steps
     (root / f"train/checkpoints/step-{max(steps)}").verified("checkpoint")
+
+
+@pytest.mark.proof
+def test_a_stopped_worker_ends_the_attempt_in_the_time_set_and_the_run_recovers(
+    tmp_path: Path, ray_session: Any
+) -> None:
+    root = write_circle(tmp_path)
+    scaling = {"num_workers": 2, "stall_timeout_s": 6, "max_failures": 1}
+    job = circle_job(tmp_path, epochs=20, checkpoint={"every_steps": 3}, early_stopping=None, scaling=scaling)
+    stopped: list[int] = []
+    told: list[tuple[float, dict[str, Any]]] = []
+
+    def stop_once(line: dict[str, Any]) -> None:
+        if line["step"] >= 20 and not stopped:
+            stopped.extend(worker_pids()[:1])
+            os.kill(stopped[0], signal.SIGSTOP)
+            told.append((time.monotonic(), {}))
+            threading.Thread(target=follow, daemon=True).start()
+
+    def follow() -> None:
+        while not (failed := read_failures(root / "train")):
+            time.sleep(0.1)
+        told.append((time.monotonic(), failed[0]))
+
+    result = train(job, root, {}, progress=stop_once)
+    assert result.steps == 80
+    assert not Path(f"/proc/{stopped[0]}").exists(), "a stopped process does not end by being asked"
+    (struck_s, _), (ended_s, failure) = told
+    assert 5 < ended_s - struck_s < 20
+    assert (failure["cause"], failure["pid"]) == ("stall", stopped[0])
+    assert "SIGSTOP" in failure["what"] and f"Rank {failure['rank']}" in failure["what"]
+    assert not (root / "train").exists("failures.json"), "nothing of it stays once the training has succeeded"

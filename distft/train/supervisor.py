@@ -1,0 +1,259 @@
+"""What watches over an attempt from outside of its workers: runs in Ray Train's controller, and asks every rank.
+
+Enters: Ray Train's polls of the workers. Leaves: an end of the attempt where it hangs, ``failures.json`` in the
+stage's folder, and a checkpoint before the group is resized or a node is taken away. Surprising choice: no heartbeat
+is sent. The controller calls every worker about once a second, on the actor's own thread, which answers also while
+the training's thread waits in a collective; a worker that was stopped, or hangs in native code, does not answer.
+
+See docs/decisions/0012-supervision.md.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distft.errors import StalledError
+from distft.storage import Storage
+from distft.train import failure as failures
+from distft.train.failure import Failure
+from distft.train.position import Sighting, here, oom_kills
+from distft.train.watchdog import Stall, Watchdog
+
+ASK_S = 1.0
+"""Pause between an answer and the next question to the same rank."""
+NODE_TASK_S = 8.0
+"""How long a node is given to answer; a fresh process on it takes about two seconds."""
+SAVE_BEFORE_RESIZE_S = 120.0
+
+
+def _look(with_stack: bool) -> Sighting:
+    return here.look(with_stack)
+
+
+def _want_save() -> None:
+    here.save_wanted = True
+
+
+class Supervisor(WorkerGroupCallback, ControllerCallback):
+    """Ray Train's callback; made in the driver, works in the controller."""
+
+    def __init__(self, folder: Storage, stall_timeout_s: float) -> None:
+        self._folder = folder
+        self._timeout_s = stall_timeout_s
+        self._watchdog = Watchdog(stall_timeout_s)
+        self._workers: list[Any] = []
+        self._asked: dict[Any, int] = {}
+        self._answered_s: dict[int, float] = {}
+        self._failures: list[Failure] = []
+        self._preempted = False
+
+    # -- Ray Train's hooks -----------------------------------------------------------------------------------
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """All workers run: the watch begins."""
+        self._workers = worker_group.get_workers()
+        self._asked, self._answered_s, self._preempted = {}, {}, False
+        self._watchdog.start(range(len(self._workers)), time.monotonic())
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """About five times a second: asks, and judges what is known. Raises WorkerGroupError for a stall."""
+        if not self._workers:
+            return
+        if worker_group_status.errors:
+            self._note_errors(worker_group_status.errors)
+            self._workers = []
+            return
+        if worker_group_status.get_preemption_info() is not None and not self._preempted:
+            self._preempted = True
+            self._execute(_want_save)
+        if worker_group_status.finished:
+            return
+        self._ask()
+        stall = self._watchdog.look(time.monotonic())
+        if stall is not None:
+            self._end(stall)
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """The group is about to be started anew: what its workers did since the last checkpoint is saved first."""
+        if not self._workers:
+            return
+        before = self._saved_step()
+        self._execute(_want_save)
+        ends_s = time.monotonic() + min(SAVE_BEFORE_RESIZE_S, self._timeout_s)
+        while time.monotonic() < ends_s and self._saved_step() == before:
+            time.sleep(0.1)
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """The watch ends."""
+        self._workers = []
+
+    def before_worker_group_abort(self, worker_group_context: Any) -> None:
+        """The watch ends."""
+        self._workers = []
+
+    # -- asking ----------------------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        """Takes the answers that have come, and asks those ranks again whose last answer is a while ago."""
+        now_s = time.monotonic()
+        for reference in ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)[0] if self._asked else ():
+            rank = self._asked.pop(reference)
+            try:
+                self._watchdog.saw(rank, ray.get(reference), now_s)
+                self._answered_s[rank] = now_s
+            except ray.exceptions.RayError:
+                continue  # Ray Train's own poll tells why
+        waiting = set(self._asked.values())
+        pause_s = min(ASK_S, self._timeout_s / 10)
+        for rank, worker in enumerate(self._workers):
+            if rank not in waiting and now_s - self._answered_s.get(rank, 0.0) >= pause_s:
+                self._asked[worker.execute_async(_look, self._watchdog.suspects(now_s))] = rank
+                self._watchdog.asked(rank, now_s)
+
+    def _execute(self, function: Callable[[], None]) -> None:
+        for worker in self._workers:
+            worker.execute_async(function)
+
+    def _saved_step(self) -> int:
+        """The step of the newest checkpoint that all ranks know of; one that does not answer knows of none."""
+        references = [worker.execute_async(_look, False) for worker in self._workers]
+        done, late = ray.wait(references, num_returns=len(references), timeout=SAVE_BEFORE_RESIZE_S)
+        return -1 if late else min(sighting.saved_step for sighting in ray.get(done))
+
+    # -- ends ------------------------------------------------------------------------------------------------
+
+    def _end(self, stall: Stall) -> None:
+        """Ends the attempt: kills its workers, which could not be asked to stop, and hands Ray Train the reason."""
+        worker = self._workers[stall.rank]
+        state = _on_node(worker.metadata.node_id, _state_then_kill, worker.metadata.pid) if stall.silent else None
+        failure = self._failure(failures.STALL, stall.rank, _stalled(stall, state, worker))
+        self._note(failure)
+        for other in self._workers:
+            ray.kill(other.actor)
+        self._workers = []
+        error = StalledError(
+            failure.what,
+            f"a sign of progress within scaling.stall_timeout_s ({self._timeout_s:g} s)",
+            "Raise scaling.stall_timeout_s if a step, a batch of the validation or one file of a checkpoint may take "
+            "longer on this cluster.",
+        )
+        raise WorkerGroupError(str(error), {stall.rank: error})
+
+    def _note_errors(self, errors: dict[int, BaseException]) -> None:
+        errors = self._with_the_dead(dict(errors))
+        rank = failures.first_failing(errors)
+        cause = failures.cause_of(errors[rank]) or failures.EXCEPTION
+        what = f"Rank {rank} failed: {failures.last_line(errors[rank])}"
+        if cause in (failures.KILLED, failures.NODE, failures.MEMORY, failures.PREEMPTED):
+            cause, what = self._autopsy(rank, cause)
+        own = failures.own_error(errors[rank])
+        followed = tuple(other for other in sorted(errors) if other != rank)
+        self._note(self._failure(cause, rank, f"Rank {rank} failed: {own.what}" if own else what, followed))
+
+    def _with_the_dead(self, errors: dict[int, BaseException]) -> dict[int, BaseException]:
+        """The errors, with those of processes that have gone where so far only their peers have told of it."""
+        if any(failures.cause_of(error) for error in errors.values()):
+            return errors
+        others = [rank for rank in range(len(self._workers)) if rank not in errors]
+        references = {self._workers[rank].execute_async(_look, False): rank for rank in others}
+        deadline_s = time.monotonic() + NODE_TASK_S
+        while references and time.monotonic() < deadline_s:
+            done, _ = ray.wait(list(references), timeout=0.5)
+            for reference in done:
+                rank = references.pop(reference)
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    return {**errors, rank: error}
+                references[self._workers[rank].execute_async(_look, False)] = rank
+                time.sleep(0.2)
+        return errors
+
+    def _autopsy(self, rank: int, cause: str) -> tuple[str, str]:
+        """(cause, sentence) of a process that is gone."""
+        metadata = self._workers[rank].metadata
+        who = f"Rank {rank} (process {metadata.pid} on {metadata.node_ip})"
+        alive = any(node["Alive"] for node in ray.nodes() if node["NodeID"] == metadata.node_id)
+        if cause == failures.PREEMPTED:
+            return cause, f"{who} is gone: its node was taken away, as it had announced"
+        if cause == failures.NODE or not alive:
+            return failures.NODE, f"{who} is gone: its node was lost"
+        if cause == failures.MEMORY:
+            return cause, f"{who} was killed by Ray, because its node ran out of memory"
+        sighting = self._sighting(rank)
+        kills = _on_node(metadata.node_id, oom_kills)
+        if sighting and kills is not None and kills > sighting.oom_kills:
+            size = f"{sighting.rss_bytes / 1e9:.1f} GB when last seen"
+            return failures.MEMORY, f"{who} was killed by the kernel, because memory ran out (it held {size})"
+        return failures.KILLED, f"{who} was killed, or crashed in native code: its process ended without a word"
+
+    def _sighting(self, rank: int) -> Sighting | None:
+        watched = self._watchdog.ranks.get(rank)
+        return watched.sighting if watched else None
+
+    def _failure(self, cause: str, rank: int, what: str, followed: tuple[int, ...] = ()) -> Failure:
+        worker, sighting = self._workers[rank], self._sighting(rank)
+        return Failure(
+            cause=cause,
+            what=what,
+            rank=rank,
+            num_workers=len(self._workers),
+            step=sighting.step if sighting else None,
+            phase=sighting.phase if sighting else "",
+            node=worker.metadata.node_ip,
+            pid=worker.metadata.pid,
+            followed=followed,
+            stack=sighting.stack if sighting else (),
+            log=worker.log_file_path or "",
+        )
+
+    def _note(self, failure: Failure) -> None:
+        self._failures.append(failure)
+        failures.write_failures(self._folder, self._failures)
+
+
+def _stalled(stall: Stall, state: str | None, worker: Any) -> str:
+    """The sentence for a stall; ``state`` of a process that does not answer, as its node tells it."""
+    who = f"Rank {stall.rank} (process {worker.metadata.pid} on {worker.metadata.node_ip})"
+    if len(stall.ranks) > 1 and not stall.silent:
+        who = f"Ranks {', '.join(map(str, stall.ranks))}"
+    place = ", before its first sign of life"
+    if stall.sighting:
+        seen = "last seen " if stall.silent else ""
+        place = f", {seen}at step {stall.sighting.step} in: {stall.sighting.phase}"
+    what = f"{who} made no progress for {stall.waited_s:.0f} s{place}"
+    if not stall.silent:
+        return what
+    return f"{what}. Its process does not answer: {state or 'it was stopped, or hangs in native code'}"
+
+
+def _state_then_kill(pid: int) -> str:
+    """Runs on the node of a process that does not answer: how it is, and its end, which Ray might not bring about."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
+            state = stream.read().rsplit(")", 1)[1].split()[0]
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return "it is gone"
+    words = {"T": "it was stopped (SIGSTOP)", "t": "a debugger holds it", "D": "it waits for a device"}
+    return words.get(state, "it hangs in native code")
+
+
+def _on_node(node_id: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What the function returns on a node; None if the node does not answer in time."""
+    here_only = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here_only)(function)
+    try:
+        return ray.get(task.remote(*args), timeout=NODE_TASK_S)
+    except (ray.exceptions.RayError, TimeoutError):
+        return None
