@@ -5,7 +5,7 @@ stage's folder, and a checkpoint before the group is resized or a node is taken 
 is sent. The controller calls every worker about once a second, on the actor's own thread, which answers also while
 the training's thread waits in a collective; a worker that was stopped, or hangs in native code, does not answer.
 
-See docs/decisions/0012-supervision.md.
+See docs/decisions/0011-supervision.md.
 """
 
 from __future__ import annotations
