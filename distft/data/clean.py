@@ -5,6 +5,7 @@ Enters: the columns of sorted events. Leaves: masks. Pure functions on arrays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from distft.data.partition import NONE, Partition
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Pairs = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 DUPLICATE = "duplicate"
 CANCELLED = "cancelled"
@@ -75,32 +78,33 @@ class KCore:
     dropped_for_item: int = 0
 
 
-def k_core(user: NDArray[np.int32], item: NDArray[np.int32], num: tuple[int, int], minimum: tuple[int, int]) -> KCore:
+def k_core(pairs: Sequence[Pairs], num: tuple[int, int], minimum: tuple[int, int]) -> KCore:
     """The largest set of users and items in which each has at least its ``minimum`` (user, item) of events.
 
-    ``num``: users and items in all; those without an event stay. Events without an item count for their user. Users
-    are dropped first in each round, until nothing changes.
+    ``pairs``: user and item of every event, in any number of pieces. ``num``: users and items in all; those without
+    an event stay. Events without an item count for their user. Users are dropped first in each round, until nothing
+    changes. What falls is taken off the counts, so that a round only looks the events over and copies none.
     """
-    users, items = np.ones(num[0], np.bool_), np.ones(num[1], np.bool_)
+    users, items = np.ones(num[0], np.bool_), np.ones(num[1] + 1, np.bool_)  # the last place is that of NONE
+    of_user, of_item = np.zeros(num[0], np.int64), np.zeros(num[1] + 1, np.int64)
+    for user, item in pairs:
+        of_user += np.bincount(user, minlength=num[0])
+        of_item += np.bincount(np.where(item == NONE, num[1], item), minlength=num[1] + 1)
     dropped_for_user = dropped_for_item = 0
-    while len(user):
-        few = _below(user, num[0], minimum[0])
-        users &= ~few
-        stays = ~few[user]
-        dropped_for_user += len(user) - int(stays.sum())
-        user, item = user[stays], item[stays]
-        few = _below(item[item != NONE], num[1], minimum[1])
-        items &= ~few
-        stays = ~few[item] | (item == NONE)
-        gone = len(item) - int(stays.sum())
-        dropped_for_item += gone
-        user, item = user[stays], item[stays]
-        if not gone:
-            break
-    return KCore(users, items, dropped_for_user, dropped_for_item)
-
-
-def _below(codes: NDArray[np.int32], size: int, minimum: int) -> NDArray[np.bool_]:
-    """Codes that occur, but less often than ``minimum``."""
-    counts = np.bincount(codes, minlength=max(size, 1))
-    return np.asarray((counts > 0) & (counts < minimum))
+    while True:
+        few = users & (of_user > 0) & (of_user < minimum[0])
+        if few.any():
+            for user, item in pairs:
+                falls = few[user] & items[item]
+                dropped_for_user += int(falls.sum())
+                of_item -= np.bincount(np.where(item[falls] == NONE, num[1], item[falls]), minlength=num[1] + 1)
+            users, of_user = users & ~few, np.where(few, 0, of_user)
+        few = items & (of_item > 0) & (of_item < minimum[1])
+        few[-1] = False
+        if not few.any():
+            return KCore(users, items[:-1], dropped_for_user, dropped_for_item)
+        for user, item in pairs:
+            falls = few[item] & users[user]
+            dropped_for_item += int(falls.sum())
+            of_user -= np.bincount(user[falls], minlength=num[0])
+        items, of_item = items & ~few, np.where(few, 0, of_item)

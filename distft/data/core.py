@@ -7,6 +7,8 @@ integers an event, and nothing at all where the job asks for no minimum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -39,10 +41,9 @@ def write_cores(work: Storage, sizes: Sequence[tuple[int, int]], minimum: tuple[
     known = pc.unique(pa.chunked_array(item_ids, pa.string()))
     local = [pc.index_in(ids, value_set=known).to_numpy().astype(np.int32) for ids in item_ids]
     firsts = np.concatenate([[0], np.cumsum([users for users, _ in sizes])]).tolist()
-    pairs = [_pairs(work, name, local[number], firsts[number], plan) for number, name in enumerate(names)]
-    user, item = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    pairs.clear()
-    core = k_core(user, item, (firsts[-1], len(known)), minimum)
+    with ThreadPoolExecutor() as threads:
+        pairs = list(threads.map(partial(_pairs, work, plan), names, local, firsts))
+    core = k_core(pairs, (firsts[-1], len(known)), minimum)
     for number, (first, end) in enumerate(pairwise(firsts)):
         arrays = {"users": core.users[first:end], "items": core.items[local[number]]}
         save_arrays(work, f"core-{number:05d}", arrays)
@@ -50,12 +51,13 @@ def write_cores(work: Storage, sizes: Sequence[tuple[int, int]], minimum: tuple[
 
 
 def _pairs(
-    work: Storage, name: str, local: NDArray[np.int32], first_user: int, plan: Plan
+    work: Storage, plan: Plan, name: str, local: NDArray[np.int32], first_user: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """User and item of every event that counts, numbered over all partitions."""
-    events = load_arrays(work, name, ["user", "item", "time_ms"])
+    by_time = plan.by == "time"
+    events = load_arrays(work, name, ["user", "item", *(["time_ms"] if by_time else [])])
     user, item = events["user"] + np.int32(first_user), np.append(local, np.int32(NONE))[events["item"]]
-    if plan.by != "time":
+    if not by_time:
         return user, item
     counts = time_parts(events["time_ms"], plan) == TRAIN
     return user[counts], item[counts]

@@ -5,7 +5,7 @@ their partitions is handed on as JSON. A partition is then read from all those f
 that its events stand in the original order of the logs. Memory is bounded by ``FLUSH_ROWS`` on one side and by the
 size of a partition on the other; nothing needs one machine.
 
-The partition of a user is ``hashing.hash_ids(user_id)`` modulo the number of partitions.
+The partition of a user is ``hashing.hash_texts(user_id)`` modulo the number of partitions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from distft.data.hashing import hash_ids
+from distft.data.hashing import hash_texts
 from distft.data.ragged import offsets_of
 from distft.storage import Storage, explained
 
@@ -48,10 +48,10 @@ def num_partitions(num_bytes: int) -> int:
     return NUM_PARTITIONS * max(1, -(-num_bytes // (NUM_PARTITIONS * PARTITION_BYTES)))
 
 
-def partition_of(user_ids: pa.Array, count: int) -> NDArray[np.int64]:
-    """The partition of every row."""
+def partition_of(user_ids: pa.Array, count: int) -> NDArray[np.unsignedinteger]:
+    """The partition of every row, in the smallest type that holds it: NumPy sorts short integers by radix."""
     encoded = user_ids.dictionary_encode()
-    of_user = (hash_ids(encoded.dictionary.to_pylist()) % np.uint64(count)).astype(np.int64)
+    of_user = (hash_texts(encoded.dictionary) % np.uint64(count)).astype(np.min_scalar_type(count))
     return np.asarray(of_user[encoded.indices.to_numpy()])
 
 

@@ -6,6 +6,7 @@ Enters: an Arrow table and a place in a storage. Leaves: a zstd Parquet file, or
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,26 @@ from distft.errors import ArtefactError
 from distft.storage import Storage, not_written
 
 ROW_GROUP_ROWS = 1 << 14
+OPTIONS: dict[str, Any] = {
+    "compression": "zstd", "compression_level": 1, "store_schema": True, "write_page_checksum": True,
+}  # fmt: skip
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Times as differences, all else by dictionary: a dictionary of times that are all different costs most of all."""
+    leaves = {field.name: f"{field.name}.list.element" if _is_list(field.type) else field.name for field in schema}
+    for field in schema:
+        if _is_list(field.type) and _is_list(field.type.value_type):
+            leaves[field.name] += ".list.element"
+    times = [leaves[field.name] for field in schema if field.name.endswith("time_ms")]
+    return {
+        "use_dictionary": [leaf for leaf in leaves.values() if leaf not in times],
+        "column_encoding": dict.fromkeys(times, "DELTA_BINARY_PACKED"),
+    }
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def write_table(storage: Storage, name: str, table: pa.Table) -> None:
@@ -42,9 +63,7 @@ def write_tables(storage: Storage, name: str, schema: pa.Schema, tables: Iterabl
     try:
         with (
             system.open_output_stream(f"{root}/{name}") as stream,
-            pq.ParquetWriter(
-                stream, schema, compression="zstd", compression_level=1, store_schema=True, write_page_checksum=True
-            ) as writer,
+            pq.ParquetWriter(stream, schema, **OPTIONS, **_encodings(schema)) as writer,
         ):
             for table in read():
                 writer.write_table(table, row_group_size=ROW_GROUP_ROWS)

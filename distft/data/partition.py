@@ -74,7 +74,7 @@ class Partition:
         item_ids, item = _codes(table["item_id"])
         queries, query = _codes(table["query"])
         time_ms = pc.fill_null(table["time_ms"], NONE).to_numpy()
-        order = np.lexsort((time_ms, user))
+        order = order_of(user, time_ms)
         return cls(
             user_ids=user_ids,
             item_ids=item_ids,
@@ -87,6 +87,19 @@ class Partition:
             value=pc.fill_null(table["value"], 0.0).to_numpy()[order],
             quantity=pc.fill_null(table["quantity"], float("nan")).to_numpy()[order],
         )
+
+
+def order_of(user: NDArray[np.int32], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the events stand that come 1st, 2nd, … by (user, time), stably: what ``np.lexsort`` gives, sooner.
+
+    Logs are mostly in time order already, and users are few enough for two rounds of NumPy's radix sort.
+    """
+    order = np.arange(len(user))
+    if (np.diff(time_ms) < 0).any():
+        order = np.argsort(time_ms, kind="stable")
+    for digit in (user, user >> 16) if len(user) and user.max() > 0xFFFF else (user,):
+        order = order[np.argsort(digit[order].astype(np.uint16), kind="stable")]
+    return order
 
 
 _EVENT_COLUMNS = frozenset({"user", "item", "event", "time_ms", "query", "value", "quantity"})

@@ -1,14 +1,16 @@
-"""Event logs → ``<storage>/dataset/``: the phases of ``phases.py``, their tasks run by Ray Data.
+"""Event logs → ``<storage>/dataset/``: the phases of ``phases.py``, read by Ray Data and finished by Ray tasks.
 
-Surprising choice: Ray Data's own shuffles are not used: on per-user lists they are four to ten times slower than
-partitioning once by hash and passing the partitions through storage, which bounds the memory and works on several
-nodes alike. How many tasks run at once, and where, changes no byte of the result.
+Surprising choice: Ray Data reads the logs, but its shuffles are not used: on per-user lists they are four to ten
+times slower than partitioning once by hash and passing the partitions through storage, which bounds the memory and
+works on several nodes alike. The phases after that are short and their inputs known, so they are plain Ray tasks:
+each execution of Ray Data would keep all CPUs but one idle for its first second. How many tasks run at once, and
+where, changes no byte of the result.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -31,7 +33,10 @@ Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total) whenever some work of a phase is done."""
 
 TASK_BYTES = 1 << 28
-"""Small read tasks and partitions share a Ray task up to this size, while all CPUs have some."""
+"""Small read tasks share a Ray task up to this size, while all CPUs have some."""
+
+TASKS_PER_CPU = 8
+"""Ray tasks of a phase after reading, which cost little: so many that no CPU waits long for the last one."""
 
 
 def prepare(job: Job, parent: Storage, made_from: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
@@ -44,36 +49,58 @@ def prepare(job: Job, parent: Storage, made_from: dict[str, Any], progress: Prog
         context = Context(job, staging, start.event_names, num_partitions(num_bytes))
         for folder in ("work", "rejected", *SPLITS):
             (staging / folder).make()
-        runner = RayData(num_bytes, progress)
+        runner = Runner(progress)
         return Phases(context, start, tables, runner.each).run(reads, made_from)
 
 
-class RayData:
-    """Runs the tasks of a phase as one execution of Ray Data, several calls a Ray task."""
+class Runner:
+    """Runs the tasks of a phase on the cluster, several calls a Ray task."""
 
-    def __init__(self, num_bytes: int, progress: Progress | None) -> None:
-        self._num_bytes, self._progress = num_bytes, progress
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
 
     def each(
         self, phase: str, task: Task, calls: Sequence[tuple[Any, ...]], weights: Sequence[int] | None
     ) -> list[dict[str, Any]]:
-        """The results of ``task(*call)``, in the order of the calls; ``weights``: bytes of each."""
-        weights = weights or [self._num_bytes // len(calls)] * len(calls)
-        groups = _groups(weights, max(int(2 * ray.cluster_resources().get("CPU", 1)), sum(weights) // TASK_BYTES))
+        """The results of ``task(*call)``, in the order of the calls; ``weights``: bytes that each reads of a log."""
+        num_cpus = int(ray.cluster_resources().get("CPU", 1))
+        if weights is None:
+            groups = _groups([1] * len(calls), TASKS_PER_CPU * num_cpus)
+        else:
+            groups = _groups(weights, max(2 * num_cpus, sum(weights) // TASK_BYTES))
 
-        def run_group(row: dict[str, int]) -> dict[str, str]:
-            return {"results": _results(task, [(place, calls[place]) for place in groups[row["item"]]])}
+        def run_group(number: int) -> str:
+            return _results(task, [(place, calls[place]) for place in groups[number]])
 
         results: dict[int, dict[str, Any]] = {}
-        dataset = ray.data.from_items(list(range(len(groups))), override_num_blocks=len(groups)).map(run_group)
+        run = _by_tasks if weights is None else _by_data
         try:
-            for row in dataset.iter_rows():
-                results |= _opened(row["results"])
+            for text in run(run_group, len(groups)):
+                results |= _opened(text)
                 if self._progress is not None:
                     self._progress(phase, len(results), len(calls))
         except ray.exceptions.RayError as error:
             raise RunError(f"A task of prepare ({phase}) failed: {error}", "", "See Ray's logs.") from error
         return [results[place] for place in range(len(calls))]
+
+
+def _by_data(run: Callable[[int], str], count: int) -> Iterator[str]:
+    """``run(number)`` of 0 … count - 1 as they are done, in one execution of Ray Data."""
+
+    def run_row(row: dict[str, int]) -> dict[str, str]:
+        return {"result": run(row["item"])}
+
+    for row in ray.data.from_items(list(range(count)), override_num_blocks=count).map(run_row).iter_rows():
+        yield row["result"]
+
+
+def _by_tasks(run: Callable[[int], str], count: int) -> Iterator[str]:
+    """``run(number)`` of 0 … count - 1 as they are done, each a Ray task."""
+    remote = ray.remote(num_cpus=1)(run)
+    waiting = [remote.remote(number) for number in range(count)]
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        yield from ray.get(done)
 
 
 def _results(task: Task, calls: Sequence[tuple[int, tuple[Any, ...]]]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distft.data.clean import cancelled, first_of_duplicates, k_core
-from distft.data.partition import NONE, Partition
+from distft.data.partition import NONE, Partition, order_of
 
 
 def events(rows: list[tuple[Any, ...]]) -> Partition:
@@ -26,6 +26,17 @@ def events(rows: list[tuple[Any, ...]]) -> Partition:
         value=np.zeros(size, np.float32),
         quantity=quantity.astype(np.float32),
     )
+
+
+def test_events_are_sorted_stably_by_user_and_time_however_many_users_there_are() -> None:
+    rng = np.random.default_rng(1)
+    for num_users, sorted_log in ((3, False), (40, True), (200_000, False)):
+        user = rng.integers(0, num_users, 3000).astype(np.int32)
+        time_ms = rng.integers(0, 50, 3000)
+        if sorted_log:
+            time_ms.sort()
+        assert order_of(user, time_ms).tolist() == np.lexsort((time_ms, user)).tolist()
+    assert order_of(np.zeros(0, np.int32), np.zeros(0, np.int64)).tolist() == []
 
 
 def test_only_rows_equal_in_every_field_are_duplicates() -> None:
@@ -67,7 +78,7 @@ def test_k_core_is_the_largest_set_that_satisfies_both_minima() -> None:
     for _ in range(20):
         user = rng.integers(0, 5, 24).astype(np.int32)
         item = rng.integers(-1, 5, 24).astype(np.int32)
-        core = k_core(user, item, (5, 5), (3, 4))
+        core = k_core([(user[:9], item[:9]), (user[9:], item[9:])], (5, 5), (3, 4))
         kept = core.users[user] & (core.items[item] | (item == NONE))
         assert core.dropped_for_user + core.dropped_for_item == 24 - kept.sum()
         best = _by_trial(user, item, 3, 4)
@@ -88,5 +99,5 @@ def _by_trial(user: np.ndarray, item: np.ndarray, min_user: int, min_item: int) 
 
 
 def test_k_core_of_nothing() -> None:
-    core = k_core(np.zeros(0, np.int32), np.zeros(0, np.int32), (0, 0), (5, 5))
+    core = k_core([(np.zeros(0, np.int32), np.zeros(0, np.int32))], (0, 0), (5, 5))
     assert core.dropped_for_user == 0

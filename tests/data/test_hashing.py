@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from distft.data.exchange import num_partitions, partition_of
-from distft.data.hashing import hash_ids, key, mix, permutation, uniform
+from distft.data.hashing import hash_ids, hash_texts, key, mix, permutation, uniform
 
 
 def test_hashes_are_those_of_the_published_algorithms() -> None:
@@ -18,6 +18,14 @@ def test_ids_keep_their_partition_for_ever() -> None:
     assert hash_ids(["", "u1", "漢"]).tolist() == [int(mix(np.array([crc], np.uint64))[0]) for crc in (
         0, 0x424F9F76, 0x22865670,
     )]  # fmt: skip
+
+
+def test_texts_hash_side_by_side_as_they_do_one_by_one() -> None:
+    ids = ["", "u1", "漢", "", "a" * 100, *(f"user-{number}" for number in range(0, 5000, 7))]
+    texts = pa.array(ids, pa.string())
+    assert hash_texts(texts).tolist() == hash_ids(ids).tolist()
+    assert hash_texts(texts[3:6]).tolist() == hash_ids(ids[3:6]).tolist()
+    assert hash_texts(texts[:1]).tolist() == hash_ids([""]).tolist()
 
 
 def test_partitions_are_balanced() -> None:
