@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distft.data.clean import CANCELLED, K_CORE_ITEM, K_CORE_USER
-from distft.data.sources.records import OPEN_QUOTE, WRONG_COLUMNS
+from distft.data.sources.records import OPEN_QUOTE, UNDECODABLE, WRONG_COLUMNS
 from distft.data.sources.times import FORMS
-from distft.data.sources.typed import BAD_TIMESTAMP, CANCELLATION, UNDECODABLE
+from distft.data.sources.typed import BAD_TIMESTAMP, CANCELLATION
 from distft.data.split import DAY_MS, TEST, TRAIN, Plan
 from distft.errors import DataError, LeakError
 

@@ -34,6 +34,9 @@ FORMATS: dict[str, Format] = {
     ".pq": "parquet",
 }
 PEEK_BYTES = 1 << 16
+MAX_ZERO_SHARE = 0.01
+"""Of the first bytes of a text; where there are fewer, some of its records are damaged, and are rejected one by one."""
+
 _WILD = frozenset("*?[")
 _KNOWN_BINARY = {
     b"\x1f\x8b": "gzip data: name it ….gz",
@@ -113,7 +116,7 @@ class Input:
         for magic, what in _KNOWN_BINARY.items():
             if head.startswith(magic):
                 raise DataError(f"{self.name} is not text but {what}")
-        if b"\0" in head:
+        if b"\0" in head.split(b"\n", 1)[0] or head.count(0) > MAX_ZERO_SHARE * len(head):
             what = f"{self.name} is not text: byte {head.index(0)} is zero"
             raise DataError(what, "a text in UTF-8", "Check the path and format.")
         return head

@@ -38,7 +38,14 @@ MAX_HEADER_LINES = 20
 
 OPEN_QUOTE = "open quote"
 WRONG_COLUMNS = "wrong number of columns"
+UNDECODABLE = "undecodable text"
 NOT_JSON = "not a JSON object"
+MEMBER_TWICE = "JSON member stands twice"
+NESTED = "nested JSON value"
+NO_ID = "id that is no text or exact number"
+
+MAX_EXACT = 1 << 53
+"""From here on JSON's numbers, where they are floats, stand for several whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +190,40 @@ def _quoted(separator: str, value: str) -> str:
     return '"' + value.replace('"', '""') + '"' if special else value
 
 
-def read_jsonl(source: Input, names: Sequence[str]) -> Iterator[Records]:
+@dataclass(frozen=True)
+class JsonMembers:
+    """What the members that are read may be: ``flat`` ones no object or list, ``ids`` texts or exact numbers."""
+
+    flat: frozenset[str] = frozenset()
+    ids: frozenset[str] = frozenset()
+
+    def mistake(self, line: bytes, value: dict[str, Any]) -> str | None:
+        """The reason to reject an object; ``line`` is its text."""
+        if line.count(b'":') != len(value) and _stands_twice(line):
+            return MEMBER_TWICE
+        if any(isinstance(value.get(name), (dict, list)) for name in self.flat):
+            return NESTED
+        return NO_ID if any(_is_no_id(value.get(name)) for name in self.ids) else None
+
+
+def _stands_twice(line: bytes) -> bool:
+    """True if the object in a line has two members of one name; Python's reader would take the last of them."""
+    names: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        names[:] = [name for name, _ in pairs]  # the outermost object comes last
+
+    json.loads(line, object_pairs_hook=note)
+    return len(set(names)) < len(names)
+
+
+def _is_no_id(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, float) and not abs(value) < MAX_EXACT)
+
+
+def read_jsonl(source: Input, names: Sequence[str], members: JsonMembers | None = None) -> Iterator[Records]:
     """The records of a JSON Lines file: the members ``names`` of every object, as text. Blank lines are skipped."""
+    members = members or JsonMembers()
     source.peek()
     row = 0
     with source.opened() as stream, lines_of(stream) as lines:
@@ -194,10 +233,11 @@ def read_jsonl(source: Input, names: Sequence[str]) -> Iterator[Records]:
             if not line.strip():
                 continue
             row += 1
-            text = line.decode("utf-8", errors="replace").rstrip("\r\n")
             value = _json_object(line)
-            if value is None:
-                bad.append((row, NOT_JSON, text))
+            mistake = value if isinstance(value, str) else members.mistake(line, value)
+            text = line.decode("utf-8", errors="replace").rstrip("\r\n")
+            if isinstance(value, str) or mistake is not None:
+                bad.append((row, str(mistake), text))
             else:
                 good.append((row, value, text))
             if len(good) + len(bad) >= BATCH_ROWS:
@@ -207,12 +247,15 @@ def read_jsonl(source: Input, names: Sequence[str]) -> Iterator[Records]:
             yield _json_records(good, bad, names)
 
 
-def _json_object(line: bytes) -> dict[str, Any] | None:
+def _json_object(line: bytes) -> dict[str, Any] | str:
+    """The object in a line, or the reason why there is none. Of bytes Python's reader would let surrogates pass."""
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return UNDECODABLE
     except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        return NOT_JSON
+    return value if isinstance(value, dict) else NOT_JSON
 
 
 def _json_records(

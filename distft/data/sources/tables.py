@@ -22,6 +22,7 @@ from distft.data.sources.base import FeatureTable, rejected_schema
 from distft.data.sources.columns import CATEGORY, ID, NUMBER, TEXT, Kind, check_columns, check_keys, check_types
 from distft.data.sources.inputs import Input, find_inputs
 from distft.data.sources.records import (
+    UNDECODABLE,
     CsvDialect,
     Records,
     csv_header,
@@ -32,7 +33,7 @@ from distft.data.sources.records import (
     read_parquet,
     rejected_table,
 )
-from distft.data.sources.typed import UNDECODABLE, decoded, id_texts, look_like_floats, without_zeros
+from distft.data.sources.typed import decoded, id_texts, look_like_floats, without_zeros
 from distft.errors import DataError
 
 if TYPE_CHECKING:

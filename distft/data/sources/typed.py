@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distft.data.sources.base import EventBatch, event_schema
-from distft.data.sources.records import Records, rejected_table
+from distft.data.sources.records import UNDECODABLE, Records, rejected_table
 from distft.data.sources.times import Clock
 from distft.schema import EVENT, ITEM_ID, ITEMLESS_EVENTS, QUANTITY, QUERY, TIMESTAMP, USER_ID, VALUE
 
@@ -34,7 +34,10 @@ MISSING_USER = "missing user_id"
 MISSING_ITEM = "missing item_id"
 UNKNOWN_EVENT = "unknown event"
 BAD_TIMESTAMP = "bad timestamp"
-UNDECODABLE = "undecodable text"
+NUL = "NUL byte"
+
+MAX_NUMBER = 1e15
+"""No price, rating or quantity is larger, whatever the currency."""
 
 _FLOAT_ID = r"^(-?\d+)\.0+$"
 
@@ -94,7 +97,10 @@ class Typing:
             series = series.cast(pl.String)
         elif series.dtype == pl.List:  # the words of a query
             series = series.cast(pl.List(pl.String)).list.join(" ", ignore_nulls=True)
-        return series.set(series == "", None) if series.dtype == pl.String else series
+        if series.dtype != pl.String:
+            return series
+        reasons.add(NUL, series.str.contains("\0", literal=True))
+        return series.set(series == "", None)
 
     def _ids(self, texts: dict[str, pl.Series], ours: str, size: int) -> pl.Series:
         """Ids as text; those of a float column without their ".0"."""
@@ -212,5 +218,6 @@ def _numbers(texts: dict[str, pl.Series], ours: str, reasons: _Reasons, size: in
         series = series.str.strip_chars()
     numbers = series.cast(pl.Float64, strict=False).cast(pl.Float32)
     missing = series.is_null() if not series.dtype.is_float() else series.is_null() | series.is_nan()
-    reasons.add(f"bad {ours}", ~missing & ~numbers.is_finite().fill_null(False))
+    usable = (numbers.is_finite() & (numbers.abs() <= MAX_NUMBER)).fill_null(False)
+    reasons.add(f"bad {ours}", ~missing & ~usable)
     return numbers.set(missing, None)

@@ -317,3 +317,40 @@ def test_batches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ]
     rejected = pa.concat_tables([batch.rejected for batch in batches]).to_pylist()
     assert [(row["row"], row["raw"]) for row in rejected] == [(n + 1, f"u{n}") for n in range(0, 2000, 10)]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"user": "u1", "item": "a", "when": 1600000000, "user": "u2"}', "JSON member stands twice"),
+        (b'{"user": {"id": 1}, "item": "a", "when": 1600000000}', "nested JSON value"),
+        (b'{"user": "u1", "item": ["a", "b"], "when": 1600000000}', "nested JSON value"),
+        (b'{"user": true, "item": "a", "when": 1600000000}', "id that is no text or exact number"),
+        (b'{"user": 1e400, "item": "a", "when": 1600000000}', "id that is no text or exact number"),
+        (b'{"user": 1e30, "item": "a", "when": 1600000000}', "id that is no text or exact number"),
+        (b'{"user": "u\xed\xa0\x80", "item": "a", "when": 1600000000}', "undecodable text"),
+        (b'{"user": "u\\u0000", "item": "a", "when": 1600000000}', "NUL byte"),
+        (b'{"user": "u1", "item": "a", "when": 1600000000', "not a JSON object"),
+        (b'{"user": "u1", "item": "a", "when": -1}', "bad timestamp"),
+        (b'{"user": "u1", "item": "a", "when": 1600000000, "paid": 1' + 30 * b"0" + b"}", "bad value"),
+    ],
+)
+def test_what_is_wrong_with_a_json_line_costs_that_line(tmp_path: Path, line: bytes, reason: str) -> None:
+    good = b'{"user" : "u0", "item": "says \\"item\\":", "when": 1600000000, "paid": 2, "more": {"user": [1]}}'
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\n".join([good] * 3 + [line] + [good]) + b"\n")
+    events, rejected = read(config(path, columns=COLUMNS | {"value": "paid"}))
+    assert [(row["row"], row["reason"]) for row in rejected] == [(4, reason)]
+    assert [row["row"] for row in events] == [1, 2, 3, 5]
+
+
+def test_a_zero_byte_costs_its_record_and_many_of_them_the_file(tmp_path: Path) -> None:
+    lines = [b"user,item,when", *(b"u%d,a,1600000000" % number for number in range(200))]
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"\n".join([*lines[:50], b"u\0,a,1600000000", *lines[50:]]))
+    events, rejected = read(config(path))
+    assert [(row["row"], row["reason"]) for row in rejected] == [(50, "NUL byte")]
+    assert len(events) == 200
+    path.write_bytes(b"\n".join(lines[:50]) + b"\0" * 512 + b"\n".join(lines[50:]))
+    with pytest.raises(DataError, match="is zero"):
+        read(config(path))

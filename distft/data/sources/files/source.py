@@ -15,6 +15,7 @@ from distft.data.sources.files.config import Config
 from distft.data.sources.inputs import Format, Input, find_inputs
 from distft.data.sources.records import (
     CsvDialect,
+    JsonMembers,
     Records,
     csv_header,
     parquet_groups,
@@ -51,6 +52,11 @@ class Files:
             event=config.event,
             event_types=event_types,
             timestamp_unit=config.timestamp_unit,
+        )
+        named = self._mapping.columns
+        self._members = JsonMembers(
+            flat=frozenset(theirs for ours, theirs in named.items() if ours != QUERY),
+            ids=frozenset(named[ours] for ours in (USER_ID, ITEM_ID) if ours in named),
         )
 
     def read_tasks(self) -> list[ReadTask]:
@@ -98,7 +104,7 @@ class Files:
         if kind == "csv":
             return read_csv(source, self._dialect)
         if kind == "jsonl":
-            return read_jsonl(source, names)
+            return read_jsonl(source, names, self._members)
         return read_parquet(source, names, range(*task.position["groups"]), task.position["first_row"])
 
     def _check(self, source: Input) -> None:

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from distft.data.sources.base import EventBatch, FeatureTable, Oracle, ReadTask, event_schema
 from distft.data.sources.inputs import Input, find_inputs
-from distft.data.sources.records import lines_of, rejected_table
+from distft.data.sources.records import UNDECODABLE, lines_of, rejected_table
 from distft.data.sources.sequences.config import Config
-from distft.data.sources.typed import MISSING_ITEM, UNDECODABLE
+from distft.data.sources.typed import MISSING_ITEM
 from distft.errors import DataError
 from distft.storage import Storage
 
