@@ -163,8 +163,7 @@ def prepare(
     with _session(json) as terminal:
         loaded = _load(job, set_, storage)
         summary = _run(terminal, loaded, ("prepare",), force)["prepare"]
-        terminal.dataset(loaded.storage)
-        terminal.result(summary)
+        terminal.result({**summary, "stats": terminal.data_report(loaded.storage)})
 
 
 @app.command()

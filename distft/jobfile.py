@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from distft.component import Section
 from distft.errors import JobError
 from distft.job import Job
 from distft.jobwords import Explanation, explain, nearest, shown
@@ -82,8 +83,8 @@ def parse_job(text: str, name: str = "job", overrides: Sequence[str] = ()) -> Jo
     raise JobError("\n".join([f"{count} in {name}:", *told]))
 
 
-def dump_job(job: Job) -> str:
-    """The whole job as YAML, defaults included: what goes into every artefact."""
+def dump_job(job: Section) -> str:
+    """The whole job, or a section of it, as YAML, defaults included: what goes into every artefact."""
     stream = StringIO()
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from distft import cluster
@@ -256,8 +257,10 @@ def trained(context: Context) -> Storage:
 
 def _prepare(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
     from distft.data.prepare import prepare
+    from distft.report.data import render
 
-    return prepare(context.job, context.root, made_from, context.watcher.progress)
+    page = partial(render, context.job.data)
+    return prepare(context.job, context.root, made_from, context.watcher.progress, page)
 
 
 def _train(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,33 @@ class Terminal:
 
         self.counts_table(f"dataset  {storage}/dataset", accounting(Storage(storage) / "dataset"))
 
+    def data_report(self, storage: str) -> dict[str, Any]:
+        """What is in a dataset: the numbers of its page, as small tables with bars; gives its ``stats.json``."""
+        from distft.report import data as report
+
+        stats: dict[str, Any] = (Storage(storage) / "dataset").read_json("stats.json")
+        account = [
+            (f"{row['fate']}{': ' if row['reason'] else ''}{report.plain(row['reason'])}", row["rows"], row["share"])
+            for row in report.account(stats)
+        ]
+        rows = [(name, f"{count:,}", report.percent(share), _bar(share)) for name, count, share in account]
+        self._table(f"dataset  {storage}/dataset", ("rows", "", "share", ""), rows)
+        shapes = report.sparklines(stats)
+        types = [
+            (report.plain(row["name"]), f"{row['kept']:,}", report.percent(row["share"]), shapes.get(row["name"], ""))
+            for row in report.type_rows(stats)
+        ]
+        span = report.span(stats)
+        self._table("events", ("type", "kept", "share", " to ".join(span) if span else "(no times)"), types)
+        splits = [
+            (row["name"], f"{row['rows']:,}", " to ".join(row["dates"]) or "–", _share(row["cold"]))
+            for row in report.split_rows(stats)
+        ]
+        self._table("splits", ("split", "rows", "first and last", "cold targets"), splits)
+        self._table("users and items", ("", ""), report.key_figures(stats))
+        self.say(f"report  {storage}/dataset/report.html")
+        return stats
+
     def training(self, summary: Mapping[str, Any]) -> None:
         """How far training went."""
         names = ("epochs", "steps", "best_step", "best_metric", "stopped_early")
@@ -135,6 +162,15 @@ class Terminal:
         table = Table(show_header=False)
         for _ in rows[0]:
             table.add_column(overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self._titled(title, table)
+
+    def _table(self, title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Words to the left, numbers to the right; a last column after two numbers is drawn, not read."""
+        table = Table(header_style="", show_header=any(names))
+        for place, name in enumerate(names):
+            table.add_column(name, justify="right" if 0 < place < 3 else "left", overflow="fold")
         for row in rows:
             table.add_row(*row)
         self._titled(title, table)
@@ -206,6 +242,18 @@ class _Display:
         if always or time.monotonic() - self.logged_s >= LOG_EVERY_S:
             self.logged_s = time.monotonic()
             self.terminal.say(f"  {text}")
+
+
+def _bar(share: float, width: int = 20) -> str:
+    """A bar of block characters; what is there at all is seen."""
+    eighths = max(round(8 * width * share), 1 if share > 0 else 0)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _share(share: float | None) -> str:
+    from distft.report.data import percent
+
+    return "–" if share is None else percent(share)
 
 
 def _shown(value: Any) -> str:

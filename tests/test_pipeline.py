@@ -17,6 +17,7 @@ from distft.lock import locked
 from distft.models.weights import fill, read_weights
 from distft.pipeline import STAGES, Context, Watcher, fingerprint, run, trained
 from distft.ranking import Ranker, excluded_items
+from distft.report.data import render
 from distft.serve.golden import first_difference, read_golden
 from distft.serve.predictor import Predictor, Query
 from distft.storage import Storage
@@ -80,6 +81,13 @@ def test_every_artefact_is_whole_and_nothing_else_is_left(finished):
         "model.safetensors",
     ]
     assert names == {f"bundle/{name}" for name in wanted}
+
+
+def test_the_dataset_has_its_report_in_the_manifest(finished):
+    dataset = Storage(finished.storage) / "dataset"
+    assert "report.html" in dataset.manifest("dataset").files
+    page = dataset.read_bytes("report.html").decode()
+    assert page == render(finished.data, dataset.read_json("stats.json")), "a function of what stands in stats.json"
 
 
 def test_metrics_are_consistent_and_the_oracle_is_best(finished):

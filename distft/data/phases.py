@@ -21,17 +21,24 @@ from distft.data.core import write_cores
 from distft.data.encode import Encoder
 from distft.data.features import FeatureSpec
 from distft.data.partition import load_arrays
+from distft.data.profile import Periods, Profile
 from distft.data.split import Plan, plan_split
 from distft.data.stats import Account, check_leaks, feature_stats
-from distft.data.vocabulary import Start, build_encoder, encode_users, write_rejected, write_users
+from distft.data.vocabulary import Start, build_encoder, count_items, encode_users, write_rejected, write_users
 from distft.schema import NUM_RESERVED, SPLITS
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from distft.data.sources.base import FeatureTable, ReadTask
 
 Task = Callable[..., dict[str, Any]]
 Tables = tuple["FeatureTable | None", "FeatureTable | None"]
+Page = Callable[[dict[str, Any]], str]
 Each = Callable[[str, Task, Sequence[tuple[Any, ...]], Sequence[int] | None], list[dict[str, Any]]]
+
+REPORT = "report.html"
+"""The page of a dataset that tells what is in it."""
 
 
 class Phases:
@@ -46,8 +53,10 @@ class Phases:
         self._features: dict[str, Any] = {}
         self._partitions = range(context.num_partitions)
 
-    def run(self, reads: Sequence[tuple[int, ReadTask]], made_from: dict[str, Any]) -> dict[str, Any]:
-        """Runs all phases; gives the statistics."""
+    def run(
+        self, reads: Sequence[tuple[int, ReadTask]], made_from: dict[str, Any], page: Page | None = None
+    ) -> dict[str, Any]:
+        """Runs all phases; gives the statistics. ``page`` turns them into the report, if there is to be one."""
         write_rejected(self._context.staging, dict(zip(("items", "users"), self._tables, strict=True)))
         cleaned = self._clean(self._read(reads))
         span = self._span(cleaned)
@@ -55,18 +64,21 @@ class Phases:
         minimum = (self._job.data.clean.min_user_events, self._job.data.clean.min_item_events)
         core = write_cores(self._context.work, [(one["users"], one["items"]) for one in cleaned], minimum, plan)
         self._account.filtered.update({K_CORE_USER: core.dropped_for_user, K_CORE_ITEM: core.dropped_for_item})
-        counted = self._each("count", self._task(tasks.count), [(number, plan) for number in self._partitions], None)
-        for one in counted:
-            self._account.kept.update(one["kept"])
+        counted, profile = self._count(plan, span)
         self._account.check_kept(minimum)
         self._account.check_sum()
         targets = np.sum([one["targets"] for one in counted], axis=0).tolist()
         self._account.check_targets(targets, self._job.data.target_events, plan, span)
         users = [one["users"] for one in counted]
-        encoder = self._encoder()
+        items = count_items(self._context.work, self._names("count"))
+        encoder = self._encoder(items)
         encoder.save(self._context.staging / "encoder")
         splits = self._write(plan, users)
-        stats = self._stats(plan, encoder, splits, span) | {"users": sum(users)}
+        stats = self._stats(plan, encoder, splits, span) | {"users": sum(users), "profile": profile.to_json(items)}
+        for split, times in profile.split_times().items():
+            stats["splits"][split] |= times
+        if page is not None:
+            self._context.staging.write_bytes(REPORT, page(stats).encode())
         return self._commit(encoder, stats, splits, made_from)
 
     def _read(self, reads: Sequence[tuple[int, ReadTask]]) -> list[dict[str, list[int]]]:
@@ -97,20 +109,34 @@ class Phases:
             self._account.check_kept((1, 1))
         return min(one["first_ms"] for one in filled), max(one["last_ms"] for one in filled)
 
-    def _encoder(self) -> Encoder:
+    def _count(self, plan: Plan, span: tuple[int, int]) -> tuple[list[dict[str, Any]], Profile]:
+        """What each partition keeps, and what all of them look like together."""
+        periods = Periods.of_span(*span) if self._start.has_clock else None
+        calls = [(number, plan, periods) for number in self._partitions]
+        counted = self._each("count", self._task(tasks.count), calls, None)
+        profile = Profile(self._context.event_names, periods)
+        for one in counted:
+            self._account.kept.update(one["kept"])
+            profile.add(one["profile"])
+        return counted, profile
+
+    def _names(self, what: str) -> list[str]:
+        """The work files of all partitions."""
+        return [f"{what}-{number:05d}" for number in self._partitions]
+
+    def _encoder(self, counted: pl.DataFrame) -> Encoder:
         work = self._context.work
-        numbers = [f"{number:05d}" for number in self._partitions]
         specs: tuple[FeatureSpec, ...] = ()
         items, table = self._tables
         if table is not None:
-            found = [load_arrays(work, f"users-{number}", ["user_ids", "trains"]) for number in numbers]
+            found = [load_arrays(work, name, ["user_ids", "trains"]) for name in self._names("users")]
             ids, trains = (np.concatenate([one[name] for one in found]) for name in ("user_ids", "trains"))
             columns = encode_users(table, ids, trains, self._job.data.encode, self._start.base)
             write_users(self._context.staging, columns)
             self._features["users"] = feature_stats(table, ids, columns, 0)
             specs = tuple(column.spec for column in columns)
-        counts = (work, [f"count-{number}" for number in numbers])
-        encoder = build_encoder(self._job, self._start, counts, items, specs)
+        counts = (work, self._names("count"))
+        encoder = build_encoder(self._job, self._start, counted, counts, items, specs)
         if items is not None:
             self._features["items"] = feature_stats(items, encoder.item_ids, encoder.features, NUM_RESERVED)
         return encoder

@@ -19,7 +19,7 @@ import ray.exceptions
 
 from distft.cluster import quiet_data
 from distft.data.exchange import num_partitions
-from distft.data.phases import Phases, Task
+from distft.data.phases import Page, Phases, Task
 from distft.data.settle import settle
 from distft.data.tasks import Context
 from distft.errors import DistftError, RunError, revived
@@ -39,8 +39,17 @@ TASKS_PER_CPU = 8
 """Ray tasks of a phase after reading, which cost little: so many that no CPU waits long for the last one."""
 
 
-def prepare(job: Job, parent: Storage, made_from: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
-    """Writes ``<parent>/dataset/`` and gives its ``stats.json``. Ray must be up. Raises DataError and LeakError."""
+def prepare(
+    job: Job,
+    parent: Storage,
+    made_from: dict[str, Any],
+    progress: Progress | None = None,
+    page: Page | None = None,
+) -> dict[str, Any]:
+    """Writes ``<parent>/dataset/`` and gives its ``stats.json``; ``page`` makes its report of them.
+
+    Ray must be up. Raises DataError and LeakError.
+    """
     sources = [config.open() for config in job.data.events]
     start, tables = settle(job, sources)
     reads = [(number, task) for number, source in enumerate(sources) for task in source.read_tasks()]
@@ -50,7 +59,7 @@ def prepare(job: Job, parent: Storage, made_from: dict[str, Any], progress: Prog
         for folder in ("work", "rejected", *SPLITS):
             (staging / folder).make()
         runner = Runner(progress)
-        return Phases(context, start, tables, runner.each).run(reads, made_from)
+        return Phases(context, start, tables, runner.each).run(reads, made_from, page)
 
 
 class Runner:

@@ -157,6 +157,7 @@ class Account:
                 "total": self.rejected.total(),
                 "share": round(self.rejected_share, 6),
                 "by_reason": dict(self.rejected),
+                "examples": self.examples,
             },
             "filtered": {"total": self.filtered.total(), "by_reason": dict(self.filtered)},
             "events_read": dict(self.read),

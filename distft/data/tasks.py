@@ -26,6 +26,7 @@ from distft.data.exchange import SCHEMA as EXCHANGED
 from distft.data.exchange import ExchangeWriter, read_partition
 from distft.data.parquet import write_tables
 from distft.data.partition import NONE, Partition, load_arrays, save_arrays
+from distft.data.profile import Periods, profile
 from distft.data.sources.base import EventBatch, ReadTask, rejected_schema
 from distft.data.split import TEST, TRAIN, VALID, Plan, find_leaks, parts, target_rows
 from distft.data.stats import NUM_EXAMPLES
@@ -149,8 +150,8 @@ def clean(context: Context, number: int, exchange: dict[str, list[int]]) -> dict
 # -- count -------------------------------------------------------------------------------------------------
 
 
-def count(context: Context, number: int, plan: Plan) -> dict[str, Any]:
-    """Counts what the encoder needs of one partition, into ``count-<number>``: of TRAIN, but for ``known``."""
+def count(context: Context, number: int, plan: Plan, periods: Periods | None) -> dict[str, Any]:
+    """Counts what encoder and report need of one partition, the long lists of it into ``count-<number>``."""
     events, part, is_target = _split(context, number, plan)
     size, has_item = len(events.item_ids), events.item != NONE
     train = has_item & (part == TRAIN)
@@ -159,6 +160,8 @@ def count(context: Context, number: int, plan: Plan) -> dict[str, Any]:
         "item_ids": events.item_ids,
         "targets": np.bincount(events.item[train & is_target], minlength=size),
         "train": np.bincount(events.item[train], minlength=size),
+        "valid": np.bincount(events.item[is_target & (part == VALID)], minlength=size),
+        "test": np.bincount(events.item[is_target & (part == TEST)], minlength=size),
         "known": np.bincount(events.item[has_item & (part < TEST)], minlength=size) > 0,
         "words": np.array(sorted(vocabulary), np.object_),
         "word_counts": np.array([vocabulary[word] for word in sorted(vocabulary)], np.int64),
@@ -173,6 +176,7 @@ def count(context: Context, number: int, plan: Plan) -> dict[str, Any]:
         "users": int(present.sum()),
         "kept": dict(zip(context.event_names, by_type.tolist(), strict=True)),
         "targets": [int((is_target & (part == one)).sum()) for one in (TRAIN, VALID, TEST)],
+        "profile": profile(events, part, is_target, periods, len(context.event_names)),
     }
 
 

@@ -65,11 +65,20 @@ def write_rejected(dataset: Storage, tables: Mapping[str, FeatureTable | None]) 
             write_table(dataset, f"rejected_features/{name}.parquet", table.rejected)
 
 
-def build_items(work: Storage, names: Sequence[str], base: Encoder | None = None) -> pl.DataFrame:
-    """(item_ids, targets, train) of every item with a row: the base's as they are, then by targets (descending), id."""
-    parts = [pl.DataFrame(load_arrays(work, name, ["item_ids", "targets", "train", "known"])) for name in names]
+def count_items(work: Storage, names: Sequence[str]) -> pl.DataFrame:
+    """Every item of the log with its counts: ``targets`` and ``train`` of the training part (target events, and all),
+    ``valid`` and ``test`` (targets); ``known``: whether it has a row.
+    """
+    columns = ["item_ids", "targets", "train", "valid", "test", "known"]
+    parts = [pl.DataFrame(load_arrays(work, name, columns)) for name in names]
     items = pl.concat(part.with_columns(pl.col("item_ids").cast(pl.String)) for part in parts)
-    summed = items.group_by("item_ids").agg(pl.col("targets", "train").sum(), pl.col("known").any())
+    counts = pl.col("targets", "train", "valid", "test")
+    return items.group_by("item_ids").agg(counts.sum(), pl.col("known").any())
+
+
+def build_items(counted: pl.DataFrame, base: Encoder | None = None) -> pl.DataFrame:
+    """(item_ids, targets, train) of every item with a row: the base's as they are, then by targets (descending), id."""
+    summed = counted.select("item_ids", "targets", "train", "known")
     known = summed.filter("known").drop("known").sort(["targets", "item_ids"], descending=[True, False])
     if base is None:
         return known
@@ -91,12 +100,12 @@ def build_words(
 
 
 def build_encoder(
-    job: Job, start: Start, counts: tuple[Storage, Sequence[str]],
+    job: Job, start: Start, counted: pl.DataFrame, counts: tuple[Storage, Sequence[str]],
     features: FeatureTable | None, users: tuple[FeatureSpec, ...],
 ) -> Encoder:  # fmt: skip
-    """The encoder; ``counts``: the work folder and the names of its count files."""
+    """The encoder; ``counted``: the items; ``counts``: the work folder and the names of its count files."""
     base = start.base
-    items = build_items(*counts, base)
+    items = build_items(counted, base)
     ids = np.array([""] * NUM_RESERVED + items["item_ids"].to_list(), np.object_)
     reserved = np.zeros(NUM_RESERVED, np.int64)
     trained = np.concatenate([reserved, items["train"].to_numpy()]) > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from distft.jobfile import load_job
 from distft.report.evaluation import accounting, render, sizes, table_rows
 from distft.storage import Storage
+from tests.report.browser import browsing
 
 METRICS = {
     "split": "test",
@@ -96,30 +96,8 @@ def test_a_page_without_training_curves_is_whole(tmp_path):
 @pytest.mark.proof
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(page, tmp_path, width):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("needs chromium and chromedriver")
     (tmp_path / "index.html").write_text(page, encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-first-run",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    try:
-        driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
-        )
-        driver.get((tmp_path / "index.html").as_uri())
+    with browsing(tmp_path / "index.html", width) as driver:
         assert driver.title == "quickstart: evaluation"
         assert driver.get_log("browser") == []
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
@@ -131,5 +109,3 @@ def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(page, 
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         cells = driver.find_elements("css selector", "td.model")
         assert [cell.text.split()[0] for cell in cells] == ["0.1000", "0.4000", "0.2500", "0.9000"]
-    finally:
-        driver.quit()
