@@ -206,13 +206,19 @@ def _suspects(data: bytes, ends: NDArray[np.int64], separator: int) -> NDArray[n
     quotes = np.flatnonzero(array == _QUOTE)
     if not len(quotes):
         return quotes
-    line = np.searchsorted(ends, quotes)
-    counts = np.bincount(line)
-    rank = np.arange(len(quotes)) - (np.cumsum(counts) - counts)[line]
-    before = array[quotes - 1]
-    opens = (quotes == 0) | np.isin(before, [separator, _LF, _CR]) | ((before == _QUOTE) & (rank > 0))
+    before_end = np.searchsorted(quotes, np.append(ends, len(data)))
+    counts = np.diff(before_end, prepend=0)
+    starts = before_end - counts
+    every_other = np.flatnonzero(((np.arange(len(quotes)) ^ np.repeat(starts, counts)) & 1) == 0)
+    may_open = np.zeros(256, np.bool_)
+    may_open[[separator, _LF, _CR]] = True
+    before = array[quotes[every_other] - 1]
+    doubtful = np.flatnonzero(~may_open[before])
+    place, before = every_other[doubtful], before[doubtful]
+    line = np.searchsorted(ends, quotes[place])
+    opens = (quotes[place] == 0) | ((before == _QUOTE) & (place > starts[line]))
     suspect = counts % 2 == 1
-    suspect[line[(rank % 2 == 0) & ~opens]] = True
+    suspect[line[~opens]] = True
     return np.flatnonzero(suspect)
 
 
