@@ -74,5 +74,5 @@ $(STAMP): pyproject.toml constraints.txt
 		fi; \
 		"$$python" -m venv --clear .venv; }
 	@echo 'Installing distft and the versions of constraints.txt into .venv: this takes minutes and a few GB.'
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,excel]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,excel,mlflow]'
 	@pwd -P > $(STAMP)

@@ -69,6 +69,8 @@ def checked_storage(text: str) -> str:
         raise ValueError("expected a folder or a URI, this is empty")
     if text != text.strip() or any(character < " " for character in text):
         raise ValueError("expected a folder or a URI without spaces around it or control characters in it")
+    if re.match(r"^[a-zA-Z0-9+.-]+://[^/]*:[^/]*@", text):
+        raise ValueError("expected no password in it, since it stands in every artefact: name it in the environment")
     if text.startswith(("~", "$")):
         raise ValueError(f"expected the whole path: {text.split('/')[0]} is not expanded here")
     scheme, colon, rest = text.partition(":")
@@ -117,9 +119,25 @@ def _use_gpu(value: Any) -> Any:
     return value
 
 
+def _mlflow_uri(text: str) -> str:
+    found = re.match(r"^(sqlite|mysql|postgresql|mssql|https?)(\+[a-z0-9]+)?://(.+)$", text)
+    if found is None:
+        raise ValueError("expected sqlite:///FILE, or an MLflow server such as http://host:5000")
+    if found[1] == "sqlite":
+        if not re.match(r"^/[^/]|^//[^/]", found[3]):
+            raise ValueError("expected three slashes and a path (sqlite:///runs/mlflow.db), or four and a whole path")
+    elif re.search(r"[@?#]", found[3]):
+        raise ValueError(
+            "expected no user, password or parameters in it, since it stands in every artefact: a server's come from "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, a database's from its driver's own files"
+        )
+    return text
+
+
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
 StorageText = Annotated[str, AfterValidator(checked_storage), Field(json_schema_extra={"minLength": 1})]
+MlflowUri = Annotated[str, AfterValidator(_mlflow_uri)]
 Metric = Annotated[str, AfterValidator(_metric)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Rank = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -497,6 +515,18 @@ class Serve(Section):
         return self
 
 
+class Tracking(Section):
+    """Where trainings are recorded beside their own folder."""
+
+    mlflow: MlflowUri | None = Field(None, description="sqlite:///FILE, another database, or an MLflow server's URL")
+    experiment: str | None = Field(None, min_length=1, max_length=250, description="in MLflow; else the job's name")
+
+    @property
+    def is_server(self) -> bool:
+        """True where MLflow is reached over HTTP."""
+        return (self.mlflow or "").startswith("http")
+
+
 class Job(Section):
     """One run from event logs to a served model."""
 
@@ -509,6 +539,7 @@ class Job(Section):
     loss: AnyLoss = Softmax()
     train: Train = Train()
     scaling: Scaling = Scaling()
+    tracking: Tracking = Tracking()
     finetune: Finetune | None = None
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from distft.component import Section
 from distft.errors import JobError
 from distft.job import Job
-from distft.jobwords import Explanation, explain, nearest, shown
+from distft.jobwords import Explanation, explain, masked, nearest, shown
 from distft.jobyaml import NotYaml, Path, read_yaml
 
 MAX_JOB_BYTES = 1 << 20
@@ -51,7 +51,7 @@ class _Document:
         """Notes that a key, with all below it, comes from an override."""
         for known in [known for known in self.places if known[: len(path)] == path]:
             del self.places[known]
-        self.places[path] = override
+        self.places[path] = masked(override)
 
 
 def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job:

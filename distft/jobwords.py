@@ -79,6 +79,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 def shown(value: Any) -> str:
     """A value as it stands in YAML; "" for a section and for what would not fit into a message."""
     if isinstance(value, str):
+        value = masked(value)
         return repr(value if len(value) <= MAX_SHOWN else value[: MAX_SHOWN - 3] + "...")
     if isinstance(value, list | tuple):
         flow = f"[{', '.join(shown(item) for item in value)}]"
@@ -86,6 +87,13 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return repr(value).replace("inf", ".inf").replace("nan", ".nan")
     return "" if isinstance(value, Mapping) else json.dumps(value, default=str)
+
+
+def masked(text: str) -> str:
+    """The text without the passwords that a URI in it may hold: a message ends up in logs."""
+    return re.sub(
+        r"(?i)((?:password|passwd|token|secret|key)[a-z_]*=)[^&\s]+", r"\1…", re.sub(r"://\S*@", "://…@", text)
+    )
 
 
 def _explain(spot: _Spot, values: Any, detail: ErrorDetails) -> Iterator[Explanation]:

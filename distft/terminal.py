@@ -71,9 +71,10 @@ class Terminal:
         """A watcher whose progress is shown on stderr while the block runs; ``what`` is said before it."""
         from distft.pipeline import Watcher
 
+        width = self.err.width
         columns = (
             TextColumn("  {task.description}"),
-            BarColumn(bar_width=30),
+            *([BarColumn(bar_width=30 if width >= 120 else 10)] if width >= 70 else []),
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
@@ -193,11 +194,11 @@ class _Display:
         self.bar: TaskID | None = None
         self.what = ""
         self.started_s = self.logged_s = time.monotonic()
-        self.valid = ""
+        self.first: tuple[int, float] | None = None
 
     def begin(self, what: str) -> None:
         """Says what starts, and lets a bar run up and down until it is known how far it is."""
-        self.started_s, self.valid, self.what = time.monotonic(), "", ""
+        self.started_s, self.first, self.what = time.monotonic(), None, ""
         self.terminal.stage(what, "…")
         self.bar = self.bars.add_task("starting", total=None, count="", note="")
 
@@ -220,11 +221,27 @@ class _Display:
             self.terminal.warn(line["message"])
         elif line["kind"] == "valid":
             names = [name for name in ("ndcg@10", "hr@10", "loss") if name in line]
-            self.valid = "validation " + ", ".join(f"{name} {line[name]:.4f}" for name in names)
-            self._log(f"epoch {line['epoch']}: {self.valid}", always=True)
+            found = ", ".join(f"{name} {line[name]:.4f}" for name in names)
+            self._log(f"epoch {line['epoch']}: validation {found}", always=True)
         else:
-            note = f"loss {line['loss']:.3f}, {line['tokens_per_s']:,.0f} tokens/s"
-            self._show("training steps", line["step"], line["total_steps"], f"{note}  {self.valid}")
+            self._show("training steps", line["step"], line["total_steps"], self._training_note(line))
+
+    def _training_note(self, line: Mapping[str, Any]) -> str:
+        """Loss, how long the rest takes, speed, share of the time spent on reading, rate: what the width allows."""
+        now_s = time.monotonic()
+        if self.first is None or line["step"] <= self.first[0]:
+            self.first = (line["step"], now_s)
+        steps, took_s = line["step"] - self.first[0], now_s - self.first[1]
+        left = _duration((line["total_steps"] - line["step"]) * took_s / steps) if steps else "…"
+        parts = [f"loss {line['loss']:.3f}", f"{left} left", f"{line['tokens_per_s']:,.0f} tokens/s"]
+        parts += [f"data wait {line['data_wait_share']:.1%}", f"rate {line['learning_rate']:.1e}"]
+        width = self.terminal.err.width
+        room = (
+            width - 50 - (30 if width >= 120 else 10 if width >= 70 else -2) if self.terminal.err.is_terminal else 999
+        )
+        while len(parts) > 1 and len(", ".join(parts)) > room:
+            parts.pop()
+        return ", ".join(parts)
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
         if self.bar is None:
@@ -260,6 +277,14 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    """A time to wait, as precisely as anybody wants to know it: 45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _shortened(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ RAY = {
     "train.driver",
     "train.failure",
     "train.supervisor",
+    "train.gauges",
     "evaluate.evaluate",
     "serve.app",
     "serve.server",

@@ -537,3 +537,19 @@ def test_check_answers_on_the_command_line(tmp_path):
     assert "shop.yaml:9:1: sed: there is no such key; did you mean 'seed'?" in done.stderr
     assert json.loads(done.stdout)["error"] == "JobError"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:sesame@host:5000",
+        "http://me:ses/ame@host",
+        "postgresql://host/db?password=sesame",
+        "ftp://a:sesame@b",
+    ],
+)
+def test_no_password_of_a_uri_is_taken_or_told(uri: str) -> None:
+    for text, override in ((f"tracking: {{mlflow: '{uri}'}}", []), ("", [f"tracking.mlflow={uri}"])):
+        with pytest.raises(JobError) as caught:
+            parse_job(f"{GOOD}\n{text}\n", "job", override)
+        assert "sesame" not in str(caught.value) and "tracking.mlflow" in str(caught.value)

@@ -133,7 +133,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path / "it's a check out")
 
 
-INSTALL = "-m pip install --disable-pip-version-check -c constraints.txt -e .[dev,excel]"
+INSTALL = "-m pip install --disable-pip-version-check -c constraints.txt -e .[dev,excel,mlflow]"
 TEST = "-m pytest -m not proof"
 
 

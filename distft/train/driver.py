@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any
@@ -28,15 +28,17 @@ from distft.jobfile import dump_job
 from distft.storage import MANIFEST, Manifest, Storage
 from distft.train import failure as failures
 from distft.train.checkpoint import FOLDER
-from distft.train.journal import read_lines
+from distft.train.following import Line, Observer, Shown, following
+from distft.train.gauges import Gauges
 from distft.train.loop import TrainResult, ray_worker
 from distft.train.settings import check_train
 from distft.train.supervisor import Supervisor
+from distft.train.tensorboard import TensorBoard
+from distft.train.tracking import MlflowRun, check_reachable, check_tracking
 from distft.train.validation import watched_metric
 
 __all__ = ["TrainResult", "train"]
 
-POLL_S = 0.5
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -67,7 +69,7 @@ def train(
     failures.forget(folder)
     folder.write_bytes("job.yaml", dump_job(job).encode())
     _write_manifest(folder, made_from, {"status": "running"}, {})
-    with _scratch(folder) as scratch, _following(folder, progress):
+    with _scratch(folder) as scratch, following(folder, _observers(job, folder, stage, progress)):
         outcome = _fit(job, root, stage, use_gpu, scratch)
     failures.forget(folder)
     result = TrainResult(**outcome)
@@ -98,6 +100,7 @@ def _stopping(job: Job) -> dict[str, Any] | None:
 def _check(job: Job, root: Storage) -> bool:
     """Raises for what would only fail in the workers, or wait for ever; True if the training is to use GPUs."""
     check_train(job.train)
+    check_tracking(job)
     watched_metric(job)
     if (root / "dataset").manifest("dataset") is None:
         raise ArtefactError(f"There is no dataset at {root}/dataset", "", "Run distft prepare first.")
@@ -114,6 +117,7 @@ def _check(job: Job, root: Storage) -> bool:
     if job.train.precision == "fp16" and not use_gpu:
         raise UsageError("train.precision is fp16 on CPUs", "fp32 or bf16", "Set train.precision to bf16.")
     _check_room(job.scaling, use_gpu)
+    check_reachable(job)
     return bool(use_gpu)
 
 
@@ -134,6 +138,34 @@ def _check_room(scaling: Scaling, use_gpu: bool) -> None:
         remedy = "Lower scaling.cpus_per_worker."
     what = f"{wanted} workers of {each} each do not fit on this cluster of {have}"
     raise UsageError(what, f"at most {fitting} workers", remedy)
+
+
+def _observers(job: Job, folder: Storage, stage: str, progress: Progress | None) -> list[Observer]:
+    """Who sees the training: the terminal, TensorBoard, Ray's metrics and, if the job asks, MLflow."""
+    show = progress or (lambda line: None)
+    gauges = Gauges(job.name, stage)
+    observers: list[Observer] = [_Restarts(folder, gauges, show), Shown(show), TensorBoard(folder), gauges]
+    if job.tracking.mlflow is not None:
+        observers.append(MlflowRun(job, stage, folder, show))
+    return observers
+
+
+class _Restarts(Observer):
+    """Tells of every failure that the run got over, once the new workers have sent a sign of life."""
+
+    def __init__(self, folder: Storage, gauges: Gauges, show: Progress) -> None:
+        self._folder, self._gauges, self._show = folder, gauges, show
+        self._told = 0
+
+    def see(self, lines: Sequence[Line]) -> None:
+        if not lines:
+            return
+        failed = failures.read_failures(self._folder)
+        for failure in failed[self._told :]:
+            message = f"{failure['what']}. The workers were started again, and are at step {lines[0]['step']:,}"
+            self._gauges.restarted()
+            self._show({"kind": "warning", "step": lines[0]["step"], "message": message})
+        self._told = len(failed)
 
 
 # -- the run -----------------------------------------------------------------------------------------------
@@ -201,46 +233,6 @@ def _scratch(folder: Storage) -> Iterator[Storage]:
         yield folder / name
     finally:
         folder.delete_tree(name)
-
-
-@contextmanager
-def _following(folder: Storage, progress: Progress | None) -> Iterator[None]:
-    """Calls ``progress`` with each new line of metrics.jsonl while the block runs, and with the rest at its end."""
-    if progress is None:
-        yield
-        return
-    latest = max((_place(line) for line in read_lines(folder)), default=(0, False))
-    warned = [line for line in read_lines(folder) if line["kind"] == "warning"]
-    ended = threading.Event()
-
-    def forward() -> None:
-        nonlocal latest
-        for line in read_lines(folder):
-            if line["kind"] == "warning":  # of a step that was passed before: it tells of a way back
-                if line not in warned:
-                    warned.append(line)
-                    progress(line)
-            elif _place(line) > latest:
-                latest = _place(line)
-                progress(line)
-
-    def follow() -> None:
-        while not ended.wait(POLL_S):
-            forward()
-
-    thread = threading.Thread(target=follow, daemon=True, name="metrics")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        forward()
-
-
-def _place(line: dict[str, Any]) -> tuple[int, bool]:
-    """Order of the journal's lines: by step, a validation after the training that it judges."""
-    return int(line["step"]), line["kind"] == "valid"
 
 
 # -- after -------------------------------------------------------------------------------------------------

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from distft.storage import Storage, explained
 
 METRICS = "metrics.jsonl"
+PLACE_KEYS = ("kind", "step", "epoch", "total_steps")
+"""Keys that say where a line stands, not what was measured there."""
+TIMED_KEYS = ("time_s", "tokens_per_s", "data_wait_share")
+"""Keys in which two runs of the same training differ."""
 
 
 class Journal:
@@ -30,8 +35,8 @@ class Journal:
         folder.write_bytes(METRICS, self._text.encode())
 
     def write(self, **line: Any) -> None:
-        """Adds one observation; it must have its ``step``."""
-        text = _dump(line)
+        """Adds one observation with the time (Unix, s); it must have its ``kind`` and its ``step``."""
+        text = _dump({**line, "time_s": round(time.time(), 3)})
         if self._folder.is_local:
             with explained(self._folder.uri), open(self._folder.path / METRICS, "a", encoding="utf-8") as stream:
                 stream.write(text)

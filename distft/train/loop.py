@@ -220,7 +220,7 @@ class Loop:
 
     def _log_window(self) -> None:
         if self.journal and self.window.steps:
-            place = {"step": self.progress.step, "epoch": self.progress.epoch, "total_steps": self.total_steps}
+            place = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "total_steps": self.total_steps}
             self.journal.write(kind="train", **place, **self.window.line())
         self.window.restart()
 

@@ -7,13 +7,16 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from distft.errors import ArtefactError, StorageError, TrainingError, UsageError
 from distft.models.weights import read_weights
@@ -23,6 +26,7 @@ from distft.train.failure import read_failures
 from tests.train.datasets import circle_job, write_circle
 from tests.train.ranks import run_ranks
 from tests.train.test_loop import train_result
+from tests.train.test_tensorboard import read
 
 # Ray warns of its own deprecated settings when it pickles them.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -151,8 +155,11 @@ def test_killed_workers_go_on_from_the_last_checkpoint_bit_for_bit(tmp_path: Pat
     train(circle_job(tmp_path / "calm", **settings), calm, {})
     killed = write_circle(tmp_path / "killed")
     struck: list[int] = []
+    warned: list[str] = []
 
     def kill_once(line: dict[str, Any]) -> None:
+        if line["kind"] == "warning":
+            warned.append(line["message"])
         if line["step"] >= 20 and not struck:
             struck.extend(worker_pids()[:1])
             for pid in struck:
@@ -165,6 +172,24 @@ def test_killed_workers_go_on_from_the_last_checkpoint_bit_for_bit(tmp_path: Pat
     lines = map(json.loads, (tmp_path / "killed/train/metrics.jsonl").read_text().splitlines())
     steps = [line["step"] for line in lines if line["kind"] == "train"]
     assert steps == sorted(set(steps))
+    (warning,) = warned
+    assert "was killed" in warning and "started again" in warning
+    assert [step for step, _, _ in read(tmp_path / "killed/train")["train/loss"]] == steps
+    wanted = {"step": 80, "running": 0}  # the node hands them out every ten seconds
+    deadline = time.monotonic() + 30
+    while any((found := figures()).get(f"ray_distft_train_{name}") != value for name, value in wanted.items()):
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+    assert found["ray_distft_train_restarts_total"] >= 1
+
+
+def figures() -> dict[str, float]:
+    """Our gauges as Prometheus would scrape them from this node."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = [sample for family in families for sample in family.samples if sample.name.startswith("ray_distft")]
+    return {sample.name: sample.value for sample in samples if sample.labels["job"] == "circle"}
 
 
 @pytest.mark.proof

@@ -17,7 +17,7 @@ from distft.storage import Storage
 from distft.train import loop as loop_module
 from distft.train.checkpoint import committed
 from distft.train.engine import Engine
-from distft.train.journal import read_lines
+from distft.train.journal import TIMED_KEYS, read_lines
 from distft.train.loop import Loop, TrainResult
 from distft.train.validation import Validation, watched_metric
 from tests.train.datasets import circle_job, write_circle
@@ -85,9 +85,8 @@ def test_resumed_equals_undisturbed_bit_for_bit(
     train(circle_job(tmp_path / "cut", **settings), cut)
     expected, found = last_weights(whole), last_weights(cut)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    timed = {"tokens_per_s", "data_wait_share"}
     timeless = [
-        [{k: v for k, v in line.items() if k not in timed} for line in read_lines(root / "train")]
+        [{k: v for k, v in line.items() if k not in TIMED_KEYS} for line in read_lines(root / "train")]
         for root in (whole, cut)
     ]
     assert timeless[0] == timeless[1]
