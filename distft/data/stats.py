@@ -184,7 +184,7 @@ def check_leaks(leaks: Iterable[Mapping[str, Any]]) -> None:
 def feature_stats(
     table: FeatureTable, ids: NDArray[np.object_], columns: Iterable[FeatureColumn], reserved: int
 ) -> dict[str, Any]:
-    """What became of a table's records and of its numbers: records = used + not in the log + rejected.
+    """What became of a table's records and of its numbers: records = used + not in the log + repeated + rejected.
 
     ``missing`` counts the rows with an id (from ``reserved`` on) that have no number or category.
     """
@@ -192,9 +192,10 @@ def feature_stats(
     reasons = Counter[str]() if table.rejected is None else Counter(table.rejected["reason"].to_pylist())
     encoded = [column for column in columns if column.spec.kind != "text"]
     return {
-        "records": len(table.table) + reasons.total(),
+        "records": len(table.table) + table.num_repeated + reasons.total(),
         "used": used,
         "not_in_log": len(table.table) - used,
+        "repeated": table.num_repeated,
         "rejected": {"total": reasons.total(), "by_reason": dict(reasons)},
         "bad_numbers": table.bad_numbers,
         "missing": {column.spec.name: int(column.absent()[reserved:].sum()) for column in encoded},

@@ -83,8 +83,8 @@ class FeatureTable:
     Every key stands in it once. Columns in ``numeric`` are float64, those in ``text`` are strings that are only shown
     to people, all others are strings (one category a row) or lists of strings (several).
 
-    ``rejected``: the records that could not be used, by ``rejected_schema()``. ``bad_numbers``: for every numeric
-    feature the values that are none, which are missing in the table.
+    ``rejected``: the records that could not be used, by ``rejected_schema()``; ``num_repeated``: those of an id that an
+    earlier one had. ``bad_numbers``: for every numeric feature the values that are none and are missing in the table.
     """
 
     table: pa.Table
@@ -92,6 +92,7 @@ class FeatureTable:
     numeric: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     rejected: pa.Table | None = None
+    num_repeated: int = 0
     bad_numbers: dict[str, int] = field(default_factory=dict)
 
     def kinds(self) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Feature tables: the files of ``data.items`` and ``data.users`` → ``FeatureTable``.
 
 They are small beside a log and are read whole. A feature that is no number or text is a category; several of them
-in one Parquet column are a list. A record that cannot be used is kept with its reason, and so is one whose id stands
-in an earlier record: the first one counts.
+in one Parquet column are a list. A record that cannot be used is kept with its reason. Of several records of one id
+the first counts and the others are no mistake: a log, read as a table, says something of an item in every row.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ from distft.errors import DataError
 if TYPE_CHECKING:
     from distft.job import Features
 
-DUPLICATE = "duplicate"
-
 
 @dataclass(frozen=True, eq=False)
 class _Part:
@@ -63,14 +61,15 @@ def read_features(config: Features, key: str, max_rejected_share: float) -> Feat
     keys = _keys([part.frame[key] for part in parts])
     reasons = _reasons(parts, keys, key)
     rejected = _rejected(parts, reasons)
-    _check_rejected(rejected, reasons.count(None), config, key, max_rejected_share)
+    _check_rejected(rejected, reasons.null_count(), config, key, max_rejected_share)
     numeric = tuple(name for name in config.numeric if name in config.columns)
     text = tuple(name for name in config.text if name in config.columns)
     frame = _together([part.frame.with_columns(pl.col(key).cast(pl.String)) for part in parts], numeric, config)
-    kept = pl.Series([reason is None for reason in reasons], dtype=pl.Boolean)
-    frame = frame.with_columns(keys.alias(key)).filter(kept)
+    kept = _first_of_id(keys, usable=reasons.is_null())
+    table = frame.with_columns(keys.alias(key)).filter(kept).to_arrow()
     bad = {name: _num_bad([part.frame[name] for part in parts], kept) for name in numeric}
-    return FeatureTable(frame.to_arrow().cast(_small_types(frame.to_arrow().schema)), key, numeric, text, rejected, bad)
+    repeated = reasons.null_count() - len(table)
+    return FeatureTable(table.cast(_small_types(table.schema)), key, numeric, text, rejected, repeated, bad)
 
 
 def _part(file: str, records: Records, config: Features) -> _Part:
@@ -88,45 +87,45 @@ def _keys(columns: Sequence[pl.Series]) -> pl.Series:
     return without_zeros(texts) if look_like_floats(texts) else texts
 
 
-def _reasons(parts: Sequence[_Part], keys: pl.Series, key: str) -> list[str | None]:
-    """Why each record is not used; None where it is."""
+def _reasons(parts: Sequence[_Part], keys: pl.Series, key: str) -> pl.Series:
+    """Why each record cannot be used; null where it can."""
     broken = np.concatenate([np.zeros(0, np.bool_), *(part.broken for part in parts)])
-    usable = keys.is_not_null() & ~pl.Series(broken)
-    # An id is taken by its first usable record; one that is not usable has no equal, because its place is its own.
-    place = pl.arange(len(keys), eager=True).set(usable, -1)
-    first = pl.DataFrame({"key": keys, "place": place}).select(pl.struct(pl.all()).is_first_distinct()).to_series()
-    frame = pl.DataFrame({"broken": pl.Series(broken), "missing": keys.is_null(), "again": ~first})
-    reason = (
-        pl.when("broken").then(pl.lit(UNDECODABLE)).when("missing").then(pl.lit(f"missing {key}"))
-        .when("again").then(pl.lit(DUPLICATE))
-    )  # fmt: skip
-    return frame.select(reason).to_series().to_list()
+    frame = pl.DataFrame({"broken": pl.Series(broken, dtype=pl.Boolean), "missing": keys.is_null()})
+    reason = pl.when("broken").then(pl.lit(UNDECODABLE)).when("missing").then(pl.lit(f"missing {key}"))
+    return frame.select(reason).to_series()
 
 
-def _rejected(parts: Sequence[_Part], reasons: Sequence[str | None]) -> pa.Table:
+def _first_of_id(keys: pl.Series, usable: pl.Series) -> pl.Series:
+    """True for the first usable record of each id."""
+    place = pl.arange(len(keys), eager=True).set(usable, -1)  # so that what is not usable equals nothing
+    return (
+        usable & pl.DataFrame({"key": keys, "place": place}).select(pl.struct(pl.all()).is_first_distinct()).to_series()
+    )
+
+
+def _rejected(parts: Sequence[_Part], reasons: pl.Series) -> pa.Table:
     tables = [rejected_schema().empty_table()]
     start = 0
     for part in parts:
-        mine = reasons[start : start + len(part.frame)]
+        mine = reasons.slice(start, len(part.frame))
         start += len(part.frame)
-        places = np.array([place for place, reason in enumerate(mine) if reason is not None], np.int64)
-        rows = part.records.row[places].tolist()
-        found = zip(rows, [reason for reason in mine if reason is not None], part.records.raw(places), strict=True)
+        places = mine.is_not_null().arg_true().to_numpy().astype(np.int64)
+        texts = part.records.raw(places) if len(places) else []
+        found = zip(part.records.row[places].tolist(), mine.drop_nulls().to_list(), texts, strict=True)
         tables.append(rejected_table(part.file, sorted([*part.records.rejected, *found])))
     return pa.concat_tables(tables)
 
 
 def _check_rejected(rejected: pa.Table, num_used: int, config: Features, key: str, max_share: float) -> None:
-    """Raises DataError if there are no records, or too many that are unusable; a duplicate is none of these."""
+    """Raises DataError if there are no records, or too many that are unusable."""
     num_rows = num_used + len(rejected)
     if not num_rows:
         raise DataError(f"{config.path} holds no records", "one record an item or user", "Check the file.")
-    unusable = rejected.filter(pc.not_equal(rejected["reason"], DUPLICATE))
-    if num_used and len(unusable) <= max_share * num_rows:
+    if num_used and len(rejected) <= max_share * num_rows:
         return
-    (reason, count), *_ = sorted(Counter(unusable["reason"].to_pylist()).items(), key=lambda one: (-one[1], one[0]))
-    example = unusable.filter(pc.equal(unusable["reason"], reason)).to_pylist()[0]
-    what = f"{len(unusable):,} of the {num_rows:,} records of {config.path} are unusable, most of them ({count:,}) for "
+    (reason, count), *_ = sorted(Counter(rejected["reason"].to_pylist()).items(), key=lambda one: (-one[1], one[0]))
+    example = rejected.filter(pc.equal(rejected["reason"], reason)).slice(0, 1).to_pylist()[0]
+    what = f"{len(rejected):,} of the {num_rows:,} records of {config.path} are unusable, most of them ({count:,}) for "
     what += f"'{reason}': {example['file']}:{example['row']}: {example['raw'][:200]}"
     remedy = "Check its separator and quotes, or raise data.clean.max_rejected_share."
     if reason == UNDECODABLE:
