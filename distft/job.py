@@ -204,6 +204,10 @@ class Clean(Section):
     )
     max_rejected_share: float = Field(0.05, ge=0, le=1, description="above this share of unusable rows prepare fails")
     drop_duplicates: bool = Field(True, description="keep one of several rows that agree in every field")
+    repeat_window_s: float = Field(
+        0, ge=0, le=MAX_DAYS * 86_400, description="drop an event that repeats one of at most so many seconds before, "
+        "equal in all but its time; 0 keeps all",
+    )  # fmt: skip
 
 
 Scale = Literal["standard", "unit", "symmetric"]

@@ -94,10 +94,12 @@ class Terminal:
         print(text if self.as_json else lines, file=self.stdout, flush=True)
 
     def dataset(self, storage: str) -> None:
-        """What became of the logs' rows."""
-        from distft.report.evaluation import accounting
+        """What became of the logs' rows, and what a person must know of the result."""
+        from distft.report.evaluation import accounting, warnings
 
         self.counts_table(f"dataset  {storage}/dataset", accounting(Storage(storage) / "dataset"))
+        for warning in warnings(Storage(storage) / "dataset"):
+            self.err.print(f"[bold yellow]warning[/] {escape(warning)}")
 
     def data_report(self, storage: str) -> dict[str, Any]:
         """What is in a dataset: the numbers of its page, as small tables with bars; gives its ``stats.json``."""

@@ -1,4 +1,4 @@
-"""What prepare drops from a log: duplicates, cancelled purchases, and users and items with too few events.
+"""What prepare drops from a log: duplicates, cancelled purchases, repeats, and users and items with too few events.
 
 Enters: the columns of sorted events. Leaves: masks. Pure functions on arrays.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DUPLICATE = "duplicate"
 CANCELLED = "cancelled"
+REPEATED = "repeated"
 K_CORE_USER = "k_core_user"
 K_CORE_ITEM = "k_core_item"
 
@@ -34,18 +35,34 @@ def first_of_duplicates(events: Partition) -> NDArray[np.bool_]:
     same = (np.diff(events.user) == 0) & (np.diff(events.time_ms) == 0) & (events.time_ms[1:] != NONE)
     crowded = np.flatnonzero(np.concatenate([[False], same]) | np.concatenate([same, [False]]))
     if len(crowded):
-        columns: dict[str, NDArray[Any]] = {
-            "user": events.user,
-            "time_ms": events.time_ms,
-            "item": events.item,
-            "event": events.event,
-            "query": events.query,
-            "value": events.value.view(np.int32),
-            "quantity": events.quantity.view(np.int32),
-        }
-        frame = pl.DataFrame({name: values[crowded] for name, values in columns.items()})
+        frame = pl.DataFrame({name: values[crowded] for name, values in _fields(events).items()})
         keep[crowded] = frame.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
     return keep
+
+
+def _fields(events: Partition) -> dict[str, NDArray[Any]]:
+    """Everything that tells two events apart; numbers as their bits, so that a missing one equals a missing one."""
+    return {
+        "user": events.user,
+        "time_ms": events.time_ms,
+        "item": events.item,
+        "event": events.event,
+        "query": events.query,
+        "value": events.value.view(np.int32),
+        "quantity": events.quantity.view(np.int32),
+    }
+
+
+def repeated(events: Partition, window_ms: float) -> NDArray[np.bool_]:
+    """True for the events that follow an equal one, their times apart, after at most ``window_ms``.
+
+    The one before may itself be a repeat: of a page that reloads every few seconds the first view stays. Events
+    without a time repeat nothing.
+    """
+    fields = _fields(events)
+    others = [name for name in fields if name != "time_ms"]
+    since = pl.DataFrame(fields).select((pl.col("time_ms") - pl.col("time_ms").shift(1)).over(others)).to_series()
+    return np.asarray((since <= window_ms).fill_null(False).to_numpy() & (events.time_ms != NONE))
 
 
 def cancelled(events: Partition) -> NDArray[np.bool_]:

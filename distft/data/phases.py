@@ -23,7 +23,7 @@ from distft.data.features import FeatureSpec
 from distft.data.partition import load_arrays
 from distft.data.profile import Periods, Profile
 from distft.data.split import Plan, plan_split
-from distft.data.stats import Account, check_leaks, feature_stats
+from distft.data.stats import Account, check_leaks, feature_stats, split_warnings
 from distft.data.vocabulary import Start, build_encoder, count_items, encode_users, write_rejected, write_users
 from distft.schema import NUM_RESERVED, SPLITS
 
@@ -165,6 +165,7 @@ class Phases:
             "times": times,
             "splits": splits,
             "features": self._features,
+            "warnings": split_warnings(splits, plan.by),
             **_continued(encoder),
         }
 
@@ -189,6 +190,7 @@ class Phases:
             "num_users": stats["users"],
             "num_shards": len(written),
             "has_clock": self._start.has_clock,
+            "warnings": stats["warnings"],
             **_continued(encoder),
         }
         staging.write_manifest("dataset", made_from, info, rows)

@@ -51,4 +51,7 @@ def _has_clock(job: Job, sources: Sequence[Source]) -> bool:
         )
     if job.data.split.by == "time" and clocks == {False}:
         raise DataError("data.split is by time, but the log has no timestamps", "", "Use {by: leave_one_out}.")
+    if job.data.clean.repeat_window_s and clocks == {False}:
+        what = "data.clean.repeat_window_s is set, but the log has no timestamps"
+        raise DataError(what, "", "Map the timestamp, or leave it out.")
     return clocks == {True}

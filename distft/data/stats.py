@@ -165,6 +165,17 @@ class Account:
         }
 
 
+def split_warnings(splits: Mapping[str, Mapping[str, Any]], by: str) -> list[str]:
+    """What a person must know of the splits although the run goes on, in sentences."""
+    if splits["valid"]["rows"]:
+        return []
+    remedy = {"time": "Lengthen data.split.valid_days", "random": "Raise data.split.valid_share"}.get(by, "Change it")
+    return [
+        "The validation split is empty: training cannot tell its best checkpoint nor stop early, and keeps the last "
+        f"one. {remedy}, or give more data."
+    ]
+
+
 def check_leaks(leaks: Iterable[Mapping[str, Any]]) -> None:
     """Raises LeakError if any row of ``valid/`` or ``test/`` shows its target."""
     found = list(leaks)

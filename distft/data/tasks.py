@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distft.data import ragged
-from distft.data.clean import CANCELLED, DUPLICATE, cancelled, first_of_duplicates
+from distft.data.clean import CANCELLED, DUPLICATE, REPEATED, cancelled, first_of_duplicates, repeated
 from distft.data.encode import Encoder
 from distft.data.exchange import SCHEMA as EXCHANGED
 from distft.data.exchange import ExchangeWriter, read_partition
@@ -136,6 +136,11 @@ def clean(context: Context, number: int, exchange: dict[str, list[int]]) -> dict
     undone = cancelled(events)
     filtered[CANCELLED] = int(undone.sum())
     events = events.where(~undone & ~(events.quantity < 0))
+    window_s = context.job.data.clean.repeat_window_s
+    if window_s:  # after the cancellations: one that was undone is no reason to drop the one that was bought again
+        again = repeated(events, window_s * 1000)
+        filtered[REPEATED] = int(again.sum())
+        events = events.where(~again)
     events.save(context.work, f"clean-{number:05d}")
     return {
         "events": len(events),

@@ -92,7 +92,13 @@ def accounting(dataset: Storage) -> list[tuple[str, int]]:
     for group in ("rejected", "filtered"):
         reasons = sorted(stats[group]["by_reason"].items())
         rows += [(f"{group}: {reason.replace('_', ' ')}", count) for reason, count in reasons if count]
-    return rows
+    tables = {name: table["rejected"]["total"] for name, table in stats.get("features", {}).items()}
+    return rows + [(f"unusable records of data.{name}", count) for name, count in tables.items() if count]
+
+
+def warnings(dataset: Storage) -> list[str]:
+    """What a person must know of a dataset although it was made."""
+    return list(dataset.read_json("stats.json").get("warnings", [])) if dataset.exists("stats.json") else []
 
 
 def sizes(dataset: Storage) -> list[tuple[str, int | str]]:

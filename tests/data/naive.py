@@ -40,7 +40,14 @@ def usable(records: Sequence[Sequence[str]]) -> dict[str, list[Event]]:
     return {user: sorted(users[user], key=lambda event: event[0]) for user in sorted(users)}
 
 
-def clean(users: dict[str, list[Event]], minimum: int, before: float, filtered: Counter[str]) -> dict[str, list[Event]]:
+def repeats(event: Event, earlier: list[Event], repeat_ms: int) -> bool:
+    """True if an equal event is at most so long ago; never where that is 0."""
+    return repeat_ms > 0 and any(old[1:] == event[1:] and event[0] - old[0] <= repeat_ms for old in earlier)
+
+
+def clean(
+    users: dict[str, list[Event]], minimum: int, before: float, filtered: Counter[str], repeat_ms: int = 0
+) -> dict[str, list[Event]]:
     """Without duplicates, cancelled events and what the k-core drops of the events ``before`` a time."""
     for user, events in users.items():
         distinct: list[Event] = []
@@ -59,7 +66,8 @@ def clean(users: dict[str, list[Event]], minimum: int, before: float, filtered: 
                     kept = [one for one in kept if one is not earlier]
                     filtered["cancelled"] += 1
                     break
-        users[user] = kept
+        users[user] = [event for place, event in enumerate(kept) if not repeats(event, kept[:place], repeat_ms)]
+        filtered["repeated"] += len(kept) - len(users[user])
     while True:
         old = [(user, event) for user, events in users.items() for event in events if event[0] < before]
         per_user = Counter(user for user, _ in old)
@@ -104,10 +112,10 @@ def by_time(records: Sequence[Sequence[str]], minimum: int, days: int, targets: 
     return Naive(train, rows(valid_start, test_start), rows(test_start, last + 1), items, filtered)
 
 
-def leave_one_out(records: Sequence[Sequence[str]], minimum: int, targets: set[str]) -> Naive:
+def leave_one_out(records: Sequence[Sequence[str]], minimum: int, targets: set[str], repeat_ms: int = 0) -> Naive:
     """Everything for ``split: {by: leave_one_out, ties: ordered}``."""
     filtered: Counter[str] = Counter()
-    users = clean(usable(records), minimum, float("inf"), filtered)
+    users = clean(usable(records), minimum, float("inf"), filtered, repeat_ms)
     naive = Naive({}, [], [], [], filtered)
     known = set()
     for user, events in users.items():

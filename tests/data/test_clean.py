@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distft.data.clean import cancelled, first_of_duplicates, k_core
+from distft.data.clean import cancelled, first_of_duplicates, k_core, repeated
 from distft.data.partition import NONE, Partition, order_of
 
 
@@ -101,3 +101,9 @@ def _by_trial(user: np.ndarray, item: np.ndarray, min_user: int, min_item: int) 
 def test_k_core_of_nothing() -> None:
     core = k_core([(np.zeros(0, np.int32), np.zeros(0, np.int32))], (0, 0), (5, 5))
     assert core.dropped_for_user == 0
+
+
+def test_an_event_that_repeats_another_within_the_window_is_found() -> None:
+    rows = [(0, 0, 1, 1), (0, 8, 1, 1), (0, 9, 2, 1), (0, 12, 1, 2), (0, 18, 1, 1), (0, 29, 1, 1), (1, 1, 1, 1)]
+    assert repeated(events(rows), 10).tolist() == [False, True, False, False, True, False, False]
+    assert not repeated(events([(0, NONE, 1, 1), (0, NONE, 1, 1)]), 10).any()

@@ -58,17 +58,19 @@ def expected(encoder: Encoder, events: list[naive.Event]) -> list[tuple[Any, ...
     ]
 
 
-@pytest.mark.parametrize("split", [LEAVE_ONE_OUT, BY_TIME])
-def test_prepare_gives_what_the_naive_program_gives(tmp_path: Path, split: dict[str, Any]) -> None:
-    dataset, stats = prepared(tmp_path, split=split)
+@pytest.mark.parametrize(("split", "repeat_s"), [(LEAVE_ONE_OUT, 0), (LEAVE_ONE_OUT, 864_000), (BY_TIME, 0)])
+def test_prepare_gives_what_the_naive_program_gives(tmp_path: Path, split: dict[str, Any], repeat_s: int) -> None:
+    clean = {"min_user_events": 3, "min_item_events": 3, "max_rejected_share": 0.5, "repeat_window_s": repeat_s}
+    dataset, stats = prepared(tmp_path, split=split, clean=clean)
+    assert not repeat_s or stats["filtered"]["by_reason"]["repeated"] > 3
     encoder = Encoder.load(dataset / "encoder")
     wanted = {"purchase"}
     if split is BY_TIME:
         truth = naive.by_time(logs.rows(), 3, 3, wanted)
     else:
-        truth = naive.leave_one_out(logs.rows(), 3, wanted)
+        truth = naive.leave_one_out(logs.rows(), 3, wanted, 1000 * repeat_s)
     assert encoder.item_ids.tolist()[2:] == truth.items
-    assert stats["filtered"]["by_reason"] == {**dict.fromkeys(stats["filtered"]["by_reason"], 0), **truth.filtered}
+    assert Counter(stats["filtered"]["by_reason"]) == truth.filtered
     train = {row["user_id"]: plain(encoder, row) for row in table(dataset, "train").to_pylist()}
     assert train == {user: expected(encoder, events) for user, events in truth.train.items()}
     assert len(train) > 30
@@ -342,3 +344,23 @@ def test_records_of_feature_tables_are_accounted_for(tmp_path: Path) -> None:
         shop = [{"source": "synthetic", "num_users": 20}]
         odd = {"features": {"prize": {"clip": [0, 1]}}}
         logs.prepare_here(logs.job(tmp_path, events=shop, encode=odd), tmp_path / "other")
+
+
+def test_what_was_cancelled_makes_no_repeat(tmp_path: Path) -> None:
+    records = [f"u,{item},{1_600_000_000 + s},{n}" for item in "abc" for s, n in ((0, 1), (3, -1), (5, 1), (9, 1))]
+    clean = {"min_user_events": 1, "min_item_events": 1, "repeat_window_s": 10}
+    purchases(tmp_path, records, clean=clean, split=LEAVE_ONE_OUT)
+    stats = (Storage(tmp_path / "run") / "dataset").read_json("stats.json")
+    assert (stats["kept"], stats["rejected"]["by_reason"]) == (3, {"cancellation": 3})
+    assert (stats["filtered"]["by_reason"]["cancelled"], stats["filtered"]["by_reason"]["repeated"]) == (3, 3)
+
+
+def test_an_empty_validation_split_is_told(tmp_path: Path) -> None:
+    times = [0, 1, 2, 30, 31]
+    records = [f"u,i{n},{1_600_000_000 + 86_400 * day},1" for n, day in enumerate(times)]
+    purchases(tmp_path, records, split={"by": "time", "valid_days": 3, "test_days": 3})
+    dataset = Storage(tmp_path / "run") / "dataset"
+    manifest = dataset.manifest("dataset")
+    assert manifest is not None
+    assert manifest.info["warnings"] == dataset.read_json("stats.json")["warnings"]
+    assert [text.split(":")[0] for text in manifest.info["warnings"]] == ["The validation split is empty"]
