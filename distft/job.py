@@ -342,6 +342,14 @@ class Vocabulary(Section):
     )
 
 
+class Pseudonyms(Section):
+    """Users are known by the HMAC-SHA-256 of their ids: no artefact holds an id as the log has it."""
+
+    key_file: StorageText = Field(
+        description="file or URI of a secret key of at least 32 bytes, readable on every machine of the cluster"
+    )
+
+
 class Data(Section):
     """Where the events come from, how they are cleaned and split."""
 
@@ -352,6 +360,7 @@ class Data(Section):
     target_events: tuple[str, ...] = Field(("purchase",), min_length=1, description="predicted; others are context")
     split: Split = LeaveOneOut()
     vocabulary: Vocabulary | None = Field(None, description="without it prepare makes a vocabulary of its own")
+    pseudonyms: Pseudonyms | None = Field(None, description="without it datasets hold user ids as the logs have them")
     max_context: int = Field(1000, ge=1, le=MAX_COUNT, description="events before a target that valid/ and test/ hold")
     min_token_count: int = Field(2, ge=1, le=MAX_COUNT, description="query tokens seen less often are unknown")
     encode: Encode = Encode()

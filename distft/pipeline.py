@@ -185,6 +185,7 @@ def _declared(key: str, declared: tuple[str, ...]) -> bool:
 
 def _identity(context: Context) -> dict[str, Any]:
     from distft.data.inherit import base_identity
+    from distft.data.pseudonyms import key_digest
     from distft.data.sources.inputs import find_inputs
 
     data = context.job.data
@@ -192,7 +193,8 @@ def _identity(context: Context) -> dict[str, Any]:
     logs = {f"data.events.{index}": source.open().identity() for index, source in enumerate(data.events)}
     tables = {"data.items": data.items, "data.users": data.users}
     files = {key: [one.identity() for one in find_inputs(table.path)] for key, table in tables.items() if table}
-    return {**base, **logs, **files}
+    key = {"data.pseudonyms": key_digest(data.pseudonyms, context.root)} if data.pseudonyms else {}
+    return {**base, **key, **logs, **files}
 
 
 def _dataset_sha(context: Context) -> dict[str, Any]:
@@ -310,7 +312,8 @@ def _export(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
 
 
 STAGES: dict[str, Stage] = {
-    "prepare": Stage("dataset", "dataset", ("seed", "data"), _identity, _prepare),
+    # Which key, not where it lies: that is an input.
+    "prepare": Stage("dataset", "dataset", ("seed", "data", "-data.pseudonyms"), _identity, _prepare),
     "train": Stage(
         "train",
         "train",

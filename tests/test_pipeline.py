@@ -238,6 +238,24 @@ def test_feature_tables_are_inputs_too(tmp_path):
         fingerprint(Context(job, Storage(job.storage)), "prepare")
 
 
+def test_the_key_and_the_base_are_inputs_wherever_they_lie(finished, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("0123456789abcdef" * 4)
+    section = {"pseudonyms": {"key_file": str(key)}, "vocabulary": {"from": f"{finished.storage}/bundle"}}
+    wanted = small_job(tmp_path / "run", *(f"data.{name}={json.dumps(value)}" for name, value in section.items()))
+    before = fingerprint(Context(wanted, Storage(wanted.storage)), "prepare")
+    assert not {"data.pseudonyms", "data.pseudonyms.key_file"} & set(before["keys"])
+    assert key.read_text() not in json.dumps(before)
+    assert before["inputs"]["data.vocabulary"] == Encoder.load(Storage(finished.storage) / "bundle/encoder").identity
+    key.write_text("another key " * 8)
+    after = fingerprint(Context(wanted, Storage(wanted.storage)), "prepare")
+    changed = {name for name in before["inputs"] if before["inputs"][name] != after["inputs"][name]}
+    assert changed == {"data.pseudonyms"}
+    key.write_text("short")
+    with pytest.raises(UsageError, match="holds a key of 5 bytes"):
+        states(wanted)
+
+
 def test_a_model_that_is_not_there_is_asked_for_in_plain_words(finished, tmp_path):
     context = Context(finished, Storage(finished.storage), from_=str(tmp_path / "nothing"))
     with pytest.raises(ArtefactError, match=r"no checkpoint or bundle at .*--from"):

@@ -191,6 +191,7 @@ class Phases:
             "num_shards": len(written),
             "has_clock": self._start.has_clock,
             "warnings": stats["warnings"],
+            **({"pseudonyms": self._context.key_digest} if self._context.key_digest else {}),
             **_continued(encoder),
         }
         staging.write_manifest("dataset", made_from, info, rows)

@@ -51,15 +51,16 @@ def prepare(
     Ray must be up. Raises DataError and LeakError.
     """
     sources = [config.open() for config in job.data.events]
-    start, tables = settle(job, sources)
-    reads = [(number, task) for number, source in enumerate(sources) for task in source.read_tasks()]
-    num_bytes = sum(task.num_bytes for _, task in reads)
+    settled = settle(job, sources)
+    num_bytes = sum(task.num_bytes for _, task in settled.reads)
     with parent.replacing("dataset") as staging, quiet_data():
-        context = Context(job, staging, start.event_names, num_partitions(num_bytes))
+        names = settled.start.event_names
+        context = Context(job, staging, names, num_partitions(num_bytes), settled.key_digest)
         for folder in ("work", "rejected", *SPLITS):
             (staging / folder).make()
         runner = Runner(progress)
-        return Phases(context, start, tables, runner.each).run(reads, made_from, page)
+        phases = Phases(context, settled.start, settled.tables, runner.each)
+        return phases.run(settled.reads, made_from, page)
 
 
 class Runner:

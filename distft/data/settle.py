@@ -1,36 +1,57 @@
 """What prepare settles before it reads the logs: event codes, the clock, the base of the vocabulary, feature tables.
 
-Enters: a job and its opened sources. Leaves: a ``Start`` and the tables, or the mistake that would only show itself
-after hours of reading.
+Enters: a job and its opened sources. Leaves: a ``Settled``, or the mistake that would only show itself after hours of
+reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distft.data.inherit import check_continues, open_base
+from distft.data.pseudonyms import discreet, open_pseudonyms
 from distft.data.vocabulary import Start, item_features, user_features
 from distft.errors import DataError
 
 if TYPE_CHECKING:
     from distft.data.phases import Tables
-    from distft.data.sources.base import Source
+    from distft.data.sources.base import ReadTask, Source
     from distft.job import Encode, Job
 
 
-def settle(job: Job, sources: Sequence[Source]) -> tuple[Start, Tables]:
-    """The start of the encoder, and the features of items and users. Raises DataError and ArtefactError."""
+@dataclass(frozen=True)
+class Settled:
+    """``reads``: the read tasks, each with the number of its source. ``key_digest``: of the key of pseudonyms."""
+
+    start: Start
+    tables: Tables
+    reads: list[tuple[int, ReadTask]]
+    key_digest: str | None
+
+
+def settle(job: Job, sources: Sequence[Source]) -> Settled:
+    """What is known before the first task runs. Raises DataError, UsageError for a bad key, and ArtefactError."""
     has_clock = _has_clock(job, sources)
-    tables = item_features(job, sources), user_features(job, sources)
+    pseudonyms = open_pseudonyms(job.data.pseudonyms)
+    with discreet(pseudonyms is not None):
+        items, users = item_features(job, sources), user_features(job, sources)
+        reads = [(number, task) for number, source in enumerate(sources) for task in source.read_tasks()]
+    tables = items, pseudonyms.features(users) if pseudonyms and users else users
     _check_encoding(job.data.encode, tables)
+    start = _start(job, has_clock, tables)
+    return Settled(start, tables, reads, pseudonyms.digest if pseudonyms else None)
+
+
+def _start(job: Job, has_clock: bool, tables: Tables) -> Start:
     names = tuple(dict.fromkeys(name for config in job.data.events for name in config.event_names()))
     if job.data.vocabulary is None:
-        return Start(names, has_clock), tables
+        return Start(names, has_clock)
     place = job.data.vocabulary.from_
     base = open_base(place)
     check_continues(base, place, has_clock, job.data.encode, tables)
-    return Start(tuple(dict.fromkeys((*base.event_names, *names))), has_clock, base), tables
+    return Start(tuple(dict.fromkeys((*base.event_names, *names))), has_clock, base)
 
 
 def _check_encoding(encode: Encode, tables: Tables) -> None:

@@ -27,6 +27,7 @@ from distft.data.exchange import ExchangeWriter, read_partition
 from distft.data.parquet import write_tables
 from distft.data.partition import NONE, Partition, load_arrays, save_arrays
 from distft.data.profile import Periods, profile
+from distft.data.pseudonyms import discreet, same_pseudonyms
 from distft.data.sources.base import EventBatch, ReadTask, rejected_schema
 from distft.data.split import TEST, TRAIN, VALID, Plan, find_leaks, parts, target_rows
 from distft.data.stats import NUM_EXAMPLES
@@ -53,6 +54,8 @@ class Context:
     staging: Storage
     event_names: tuple[str, ...]
     num_partitions: int
+    key_digest: str | None = None
+    """Of the key of ``data.pseudonyms``."""
 
     @property
     def work(self) -> Storage:
@@ -72,11 +75,19 @@ def read(context: Context, number: int, source: int, task: ReadTask) -> dict[str
     """Reads one task of source ``source`` into the exchange file ``read-<number>``; rejects go to ``rejected/``."""
     account = _ReadAccount()
     with ExchangeWriter(context.work, f"read-{number:05d}", context.num_partitions) as writer:
-        batches = context.job.data.events[source].open().read(task)
-        tables = _without_rejected(context, batches, writer, account)
+        tables = _without_rejected(context, _batches(context, source, task), writer, account)
         if not write_tables(context.staging, f"rejected/{number:05d}.parquet", rejected_schema(), tables):
             context.staging.delete(f"rejected/{number:05d}.parquet")
     return {**vars(account), "partitions": writer.partitions}
+
+
+def _batches(context: Context, source: int, task: ReadTask) -> Iterator[EventBatch]:
+    """What the source reads, with pseudonyms where the job wants them."""
+    config, digest = context.job.data.pseudonyms, context.key_digest
+    pseudonyms = None if config is None else same_pseudonyms(config, digest or "")
+    with discreet(pseudonyms is not None):
+        for batch in context.job.data.events[source].open().read(task):
+            yield batch if pseudonyms is None else pseudonyms.batch(batch)
 
 
 @dataclass

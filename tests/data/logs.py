@@ -81,11 +81,10 @@ def prepare_here(wanted: Job, parent: Path, num_partitions: int = 4) -> tuple[St
         return [task(*call) for call in calls]
 
     sources = [config.open() for config in wanted.data.events]
-    reads = [(number, task) for number, source in enumerate(sources) for task in source.read_tasks()]
-    start, tables = settle(wanted, sources)
+    settled = settle(wanted, sources)
     with Storage(parent).replacing("dataset") as staging:
         for folder in ("work", "rejected", *SPLITS):
             (staging / folder).make()
-        context = Context(wanted, staging, start.event_names, num_partitions)
-        stats = Phases(context, start, tables, each).run(reads, {})
+        context = Context(wanted, staging, settled.start.event_names, num_partitions, settled.key_digest)
+        stats = Phases(context, settled.start, settled.tables, each).run(settled.reads, {})
     return Storage(parent) / "dataset", stats

@@ -40,7 +40,10 @@ def event_schema() -> pa.Schema:
 
 
 def rejected_schema() -> pa.Schema:
-    """Arrow schema of ``dataset/rejected/*.parquet``: where a row stood, why it was set aside, and its text."""
+    """Arrow schema of ``dataset/rejected/*.parquet``: where a row stood, why it was set aside, its text, its user.
+
+    The user is null where the row does not tell, or could not be taken apart.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -49,6 +52,7 @@ def rejected_schema() -> pa.Schema:
             pa.field("row", pa.int64()),
             pa.field("reason", pa.string()),
             pa.field("raw", pa.string()),
+            pa.field("user_id", pa.string()),
         ]
     )
 

@@ -72,10 +72,10 @@ class CsvDialect:
     encoding: str = "utf-8"
 
 
-def rejected_table(file: str, rows: Sequence[tuple[int, str, str]]) -> pa.Table:
-    """(row, reason, text) of a file's records as ``rejected_schema()``."""
-    number, reason, raw = zip(*rows, strict=True) if rows else ((), (), ())
-    return pa.table([[file] * len(rows), number, reason, raw], schema=rejected_schema())
+def rejected_table(file: str, rows: Sequence[tuple[int, str, str, str | None]]) -> pa.Table:
+    """(row, reason, text, user) of a file's records as ``rejected_schema()``."""
+    number, reason, raw, user = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return pa.table([[file] * len(rows), number, reason, raw, user], schema=rejected_schema())
 
 
 def csv_header(source: Input, dialect: CsvDialect) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from distft.data.sources.records import (
 )
 from distft.data.sources.typed import decoded, id_texts, look_like_floats, without_zeros
 from distft.errors import DataError
+from distft.schema import USER_ID
 
 if TYPE_CHECKING:
     from distft.job import Features
@@ -60,7 +61,8 @@ def read_features(config: Features, key: str, max_rejected_share: float) -> Feat
     ]  # fmt: skip
     keys = _keys([part.frame[key] for part in parts])
     reasons = _reasons(parts, keys, key)
-    rejected = _rejected(parts, reasons)
+    users = keys if key == USER_ID else pl.Series([None], dtype=pl.String).new_from_index(0, len(keys))
+    rejected = _rejected(parts, reasons, users)
     _check_rejected(rejected, reasons.null_count(), config, key, max_rejected_share)
     numeric = tuple(name for name in config.numeric if name in config.columns)
     text = tuple(name for name in config.text if name in config.columns)
@@ -103,16 +105,18 @@ def _first_of_id(keys: pl.Series, usable: pl.Series) -> pl.Series:
     )
 
 
-def _rejected(parts: Sequence[_Part], reasons: pl.Series) -> pa.Table:
+def _rejected(parts: Sequence[_Part], reasons: pl.Series, users: pl.Series) -> pa.Table:
     tables = [rejected_schema().empty_table()]
     start = 0
     for part in parts:
-        mine = reasons.slice(start, len(part.frame))
+        mine, known = (one.slice(start, len(part.frame)) for one in (reasons, users))
         start += len(part.frame)
         places = mine.is_not_null().arg_true().to_numpy().astype(np.int64)
         texts = part.records.raw(places) if len(places) else []
-        found = zip(part.records.row[places].tolist(), mine.drop_nulls().to_list(), texts, strict=True)
-        tables.append(rejected_table(part.file, sorted([*part.records.rejected, *found])))
+        rows = part.records.row[places].tolist()
+        found = zip(rows, mine.drop_nulls().to_list(), texts, known.gather(places).to_list(), strict=True)
+        unread = ((*one, None) for one in part.records.rejected)
+        tables.append(rejected_table(part.file, sorted([*unread, *found], key=lambda one: one[0])))
     return pa.concat_tables(tables)
 
 

@@ -83,7 +83,7 @@ class Typing:
         frame = {USER_ID: user_id, ITEM_ID: item_id, "time_ms": time_ms, QUERY: query, VALUE: value, QUANTITY: quantity}
         events = self._table(records.row, codes, frame, reasons.clear)
         reasons.add(CANCELLATION, cancelled)
-        return EventBatch(events, self._rejected(records, reasons))
+        return EventBatch(events, self._rejected(records, reasons, user_id))
 
     def _column(self, records: Records, ours: str, reasons: _Reasons) -> pl.Series:
         """A mapped column; bytes become text, "" becomes null."""
@@ -136,15 +136,16 @@ class Typing:
         schema = event_schema()
         return pa.Table.from_arrays([arrays[field.name].cast(field.type) for field in schema], schema=schema)
 
-    def _rejected(self, records: Records, reasons: _Reasons) -> pa.Table:
+    def _rejected(self, records: Records, reasons: _Reasons, user_id: pl.Series) -> pa.Table:
         places = np.flatnonzero(reasons.code >= 0)
         found = [] if not len(places) else zip(
             records.row[places].tolist(),
             [reasons.names[code] for code in reasons.code[places].tolist()],
             records.raw(places),
+            user_id.gather(places).to_list(),
             strict=True,
         )  # fmt: skip
-        rows = sorted([*records.rejected, *found])
+        rows = sorted([*((*one, None) for one in records.rejected), *found], key=lambda one: one[0])
         return rejected_table(self._file, rows)
 
 

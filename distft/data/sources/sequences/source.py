@@ -25,7 +25,7 @@ from distft.storage import Storage
 BATCH_EVENTS = 1 << 17
 
 _Line = tuple[int, list[str]]
-_Reject = tuple[int, str, str]
+_Reject = tuple[int, str, str, str | None]
 
 
 class Sequences:
@@ -52,7 +52,8 @@ class Sequences:
                 words = _words(line)
                 if words is None or len(words) == 1:
                     reason = UNDECODABLE if words is None else MISSING_ITEM
-                    bad.append((number, reason, line.decode(errors="replace").rstrip("\r\n")))
+                    text_of = line.decode(errors="replace").rstrip("\r\n")
+                    bad.append((number, reason, text_of, words[0] if words else None))
                 elif words:
                     lines.append((number, words))
                 waiting += len(words or ())
