@@ -204,6 +204,9 @@ class Clean(Section):
     )
     max_rejected_share: float = Field(0.05, ge=0, le=1, description="above this share of unusable rows prepare fails")
     drop_duplicates: bool = Field(True, description="keep one of several rows that agree in every field")
+    clip_value: Quantiles | None = Field(
+        None, description="[low, high]: values of events beyond these quantiles of the training part are set to them"
+    )
     repeat_window_s: float = Field(
         0, ge=0, le=MAX_DAYS * 86_400, description="drop an event that repeats one of at most so many seconds before, "
         "equal in all but its time; 0 keeps all",

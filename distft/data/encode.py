@@ -66,7 +66,7 @@ class Encoder:
     Event code c (from 1) is ``event_names[c - 1]``. ``item_ids``: raw id by item row, "" for PAD and UNKNOWN.
     ``counts``: training target events by item row. ``token_words``: word by token row, "" for PAD and UNKNOWN.
     ``user_features`` tells how ``dataset/users.parquet`` was encoded. ``ancestors``: the encoders that this one
-    continues, the oldest first.
+    continues, the oldest first. ``value_bounds``: the ends that values of events were set to (``clean.clip_value``).
     """
 
     event_names: tuple[str, ...]
@@ -78,6 +78,7 @@ class Encoder:
     features: tuple[FeatureColumn, ...] = ()
     user_features: tuple[FeatureSpec, ...] = ()
     ancestors: tuple[Ancestor, ...] = ()
+    value_bounds: tuple[float, float] | None = None
 
     # -- sizes and lookups ---------------------------------------------------------------------------------
 
@@ -264,6 +265,7 @@ class Encoder:
             "has_clock": self.has_clock,
             "features": [spec.describe() for spec in item_specs],
             "user_features": [spec.describe() for spec in self.user_features],
+            "value_bounds": self.value_bounds,
             "ancestors": self._described_ancestors(),
         }
         storage.write_json("encoder.json", description)
@@ -296,6 +298,7 @@ class Encoder:
             token_words=tuple(read_table(storage, "query_tokens.parquet")["word"].to_pylist()),
             features=tuple(FeatureColumn.from_arrow(spec, items[_FEATURE + spec.name]) for spec in item_specs),
             user_features=_specs(description["user_features"], categories, "users"),
+            value_bounds=tuple(description["value_bounds"]) if description.get("value_bounds") else None,
             ancestors=tuple(Ancestor(**one) for one in description.get("ancestors", ())),
         )
 

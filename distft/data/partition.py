@@ -30,8 +30,8 @@ NONE = -1
 class Partition:
     """Events of some users. ``user``, ``item`` and ``query`` are codes of ``user_ids``, ``item_ids``, ``queries``.
 
-    The id lists are sorted; ``item`` and ``query`` are NONE where there is none. ``quantity`` is NaN where it is not
-    known; a negative one marks a cancellation, until those are taken out.
+    The id lists are sorted; ``item`` and ``query`` are NONE where there is none. ``value`` and ``quantity`` are NaN
+    where they are not known; a negative quantity marks a cancellation, until those are taken out.
     """
 
     user_ids: NDArray[np.object_]
@@ -84,7 +84,7 @@ class Partition:
             event=table["event"].to_numpy()[order],
             time_ms=time_ms[order],
             query=query[order],
-            value=pc.fill_null(table["value"], 0.0).to_numpy()[order],
+            value=pc.fill_null(table["value"], float("nan")).to_numpy()[order],
             quantity=pc.fill_null(table["quantity"], float("nan")).to_numpy()[order],
         )
 

@@ -10,6 +10,7 @@ pass from one phase to the next through work files; the driver sees counts and v
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from distft.data.partition import load_arrays
 from distft.data.profile import Periods, Profile
 from distft.data.split import Plan, plan_split
 from distft.data.stats import Account, check_leaks, feature_stats, split_warnings
+from distft.data.values import learn_bounds
 from distft.data.vocabulary import Start, build_encoder, count_items, encode_users, write_rejected, write_users
 from distft.schema import NUM_RESERVED, SPLITS
 
@@ -51,6 +53,7 @@ class Phases:
         self._context, self._job, self._start, self._tables, self._each = context, context.job, start, tables, each
         self._account = Account()
         self._features: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
         self._partitions = range(context.num_partitions)
 
     def run(
@@ -71,7 +74,7 @@ class Phases:
         self._account.check_targets(targets, self._job.data.target_events, plan, span)
         users = [one["users"] for one in counted]
         items = count_items(self._context.work, self._names("count"))
-        encoder = self._encoder(items)
+        encoder = self._with_bounds(self._encoder(items))
         encoder.save(self._context.staging / "encoder")
         splits = self._write(plan, users)
         stats = self._stats(plan, encoder, splits, span) | {"users": sum(users), "profile": profile.to_json(items)}
@@ -141,6 +144,15 @@ class Phases:
             self._features["items"] = feature_stats(items, encoder.item_ids, encoder.features, NUM_RESERVED)
         return encoder
 
+    def _with_bounds(self, encoder: Encoder) -> Encoder:
+        """The encoder with the ends that the values of events are set to, if the job wants any."""
+        shares, base = self._job.data.clean.clip_value, self._start.base
+        if shares is None:
+            return encoder
+        known = base.value_bounds if base else None
+        bounds, self._values = learn_bounds(self._context.work, self._names("values"), shares, known)
+        return replace(encoder, value_bounds=bounds)
+
     def _write(self, plan: Plan, users: Sequence[int]) -> list[dict[str, Any]]:
         firsts = np.concatenate([[0], np.cumsum(users)]).tolist()
         calls = [(number, plan, firsts[number]) for number in self._partitions]
@@ -165,6 +177,7 @@ class Phases:
             "times": times,
             "splits": splits,
             "features": self._features,
+            "values": self._values,
             "warnings": split_warnings(splits, plan.by),
             **_continued(encoder),
         }

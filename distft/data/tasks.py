@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from distft.data.sources.base import EventBatch, ReadTask, rejected_schema
 from distft.data.split import TEST, TRAIN, VALID, Plan, find_leaks, parts, target_rows
 from distft.data.stats import NUM_EXAMPLES
 from distft.data.text import words
+from distft.data.values import count_values, settled
 from distft.job import Job
 from distft.schema import PAD, UNKNOWN, Histories, target_schema, train_schema
 from distft.storage import Storage
@@ -183,6 +184,8 @@ def count(context: Context, number: int, plan: Plan, periods: Periods | None) ->
         "word_counts": np.array([vocabulary[word] for word in sorted(vocabulary)], np.int64),
     }
     save_arrays(context.work, f"count-{number:05d}", arrays)
+    if context.job.data.clean.clip_value:
+        count_values(context.work, f"values-{number:05d}", events.value, part == TRAIN)
     present = np.diff(events.user_offsets) > 0
     trains = np.bincount(events.user[part == TRAIN], minlength=len(present)) > 0
     users = {"user_ids": events.user_ids[present], "trains": trains[present]}
@@ -225,6 +228,7 @@ def write(context: Context, number: int, plan: Plan, first_user: int) -> dict[st
     """Writes the shards of one partition; ``first_user``: users of the partitions before it."""
     events, part, is_target = _split(context, number, plan)
     encoder = _encoder(context.staging.uri)
+    events = replace(events, value=settled(events.value, encoder.value_bounds))
     present = np.diff(events.user_offsets) > 0
     user_row = (first_user + np.cumsum(present) - 1).astype(np.int32)
     encoded = _encoded(events, encoder)

@@ -364,3 +364,17 @@ def test_an_empty_validation_split_is_told(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.info["warnings"] == dataset.read_json("stats.json")["warnings"]
     assert [text.split(":")[0] for text in manifest.info["warnings"]] == ["The validation split is empty"]
+
+
+def test_values_beyond_the_quantiles_of_training_are_clipped_and_counted(tmp_path: Path) -> None:
+    plain, _ = prepared(tmp_path)
+    clean = {"min_user_events": 3, "min_item_events": 3, "max_rejected_share": 0.5, "clip_value": [0.1, 0.8]}
+    dataset, stats = logs.prepare_here(logs.job(tmp_path, clean=clean), tmp_path / "clipped")
+    before, after = (np.concatenate(table(one, "train")["value"].to_pylist()) for one in (plain, dataset))
+    low, high = np.quantile(before, [0.1, 0.8], method="inverted_cdf")
+    assert (stats["values"]["low"], stats["values"]["high"]) == (low, high)
+    assert Encoder.load(dataset / "encoder").value_bounds == (low, high)
+    assert after.tolist() == np.clip(before, low, high).tolist()
+    targets = [np.array(table(one, "test")["target_value"].to_pylist()) for one in (plain, dataset)]
+    assert targets[1].tolist() == np.clip(targets[0], low, high).tolist()
+    assert stats["values"]["clipped"] >= ((before < low) | (before > high)).sum() > 0
