@@ -116,22 +116,36 @@ def logs_folder() -> str:
 _HEIR = """
 import os, shutil, signal, sys, time
 folder, goodbye = sys.argv[1], sys.stdin.read()
+
+def names_it(process):
+    try:
+        with open(f"{process}/cmdline", "rb") as stream:
+            text = stream.read()
+        if folder.encode() in text or not text.startswith(b"ray::"):
+            return folder.encode() in text
+        return any(os.readlink(f"{process}/fd/{number}").startswith(folder) for number in os.listdir(f"{process}/fd"))
+    except OSError:
+        return False
+
+def end(number):
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        if int(name) != os.getpid() and names_it(f"/proc/{name}"):
+            try:
+                os.kill(int(name), number)
+            except OSError:
+                pass
+
 if not goodbye:
     time.sleep(2)
-for name in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        with open(f"/proc/{name}/cmdline", "rb") as stream:
-            named = folder.encode() in stream.read()
-        if named and int(name) != os.getpid():
-            os.kill(int(name), signal.SIGTERM)
-    except OSError:
-        pass
+end(signal.SIGTERM)
 if not goodbye:
     time.sleep(1)
+    end(signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 """
 """Waits for the word, or the sudden end, of the process that started it, and ends what still names the folder on its
-command line then: nothing, if all went well. After a sudden end it also removes the folder."""
+command line, or is of Ray and has a file of it open, then: nothing, if all went well. (Ray's agents do not name it,
+and outlive a raylet that ended while they started.) After a sudden end it also removes the folder."""
 
 
 @contextmanager

@@ -1,0 +1,124 @@
+"""SIGKILL at 20 moments of a prepare that replaces a dataset: whoever looks sees the old one or the new one, whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from distft.errors import DistftError
+from distft.storage import MANIFEST, Storage
+from tests.data import logs
+
+pytestmark = pytest.mark.proof
+
+NUM_KILLS = 20
+MINIMA = (1, 4)
+"""Two datasets take each other's place: with this k-core of users and with that one."""
+
+
+class Reader(threading.Thread):
+    """Verifies the dataset again and again; keeps the identities that it saw and what it found broken."""
+
+    def __init__(self, dataset: Path) -> None:
+        super().__init__()
+        self._dataset, self._stopped = Storage(dataset), threading.Event()
+        self.seen: set[str] = set()
+        self.broken: list[str] = []
+        self.num_looks = 0
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            before = self._manifest()
+            try:
+                self.seen.add(self._dataset.verified("dataset").sha256)
+                self.num_looks += 1
+            except (DistftError, OSError) as error:
+                if self._manifest() == before:  # else it was replaced in the midst of looking: look again
+                    self.broken.append(str(error))
+
+    def _manifest(self) -> bytes:
+        return (self._dataset.path / MANIFEST).read_bytes()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+
+def start(folder: Path, minimum: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "distft", "prepare", str(folder / "job.yaml"), "--force"]
+    overrides = ["--set", f"data.clean.min_user_events={minimum}"]
+    return subprocess.Popen([*command, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finished(folder: Path, minimum: int) -> tuple[str, float]:
+    """(identity of the dataset, seconds from the first word of prepare to its end)."""
+    with start(folder, minimum) as process:
+        assert process.stderr
+        said = process.stderr.readline()
+        began_s = time.monotonic()
+        said += process.stderr.read()
+    assert process.returncode == 0, said
+    return Storage(folder / "run/dataset").verified("dataset").sha256, time.monotonic() - began_s
+
+
+def killed(process: subprocess.Popen[str], after_s: float) -> tuple[list[psutil.Process], set[str]]:
+    """Kills the process some seconds after its first word; gives the processes and the folders of its Ray."""
+    assert process.stderr
+    process.stderr.readline()
+    time.sleep(after_s)
+    offspring, folders = [], set()
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            folders.update(re.findall(r"/tmp/distft-ray-\w+", " ".join(child.cmdline())))
+            offspring.append(child)
+        except psutil.Error:
+            continue
+    process.kill()
+    process.wait()
+    return offspring, folders
+
+
+def job_file(folder: Path) -> None:
+    logs.write_csv(folder / "log.csv", logs.rows(num_users=3000, num_items=400))
+    job: dict[str, Any] = logs.job(folder).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    (folder / "job.yaml").write_text(json.dumps(job))
+
+
+def test_a_killed_prepare_leaves_the_old_dataset_or_the_new_one_and_nothing_else(tmp_path: Path) -> None:
+    job_file(tmp_path)
+    identities, took_s = zip(*(finished(tmp_path, minimum) for minimum in MINIMA), strict=True)
+    assert identities[0] != identities[1]
+    dataset, rng, outcomes = tmp_path / "run/dataset", random.Random(20), []
+    reader = Reader(dataset)
+    reader.start()
+    try:
+        for _ in range(NUM_KILLS):
+            there = Storage(dataset).verified("dataset").sha256
+            with start(tmp_path, MINIMA[1 - identities.index(there)]) as process:
+                offspring, folders = killed(process, rng.uniform(0, max(took_s)))
+            _, alive = psutil.wait_procs(offspring, timeout=30)
+            assert not alive, [child.cmdline() for child in alive]
+            deadline_s = time.monotonic() + 30
+            while (left := [folder for folder in folders if os.path.exists(folder)]) and time.monotonic() < deadline_s:
+                time.sleep(0.1)
+            assert not left
+            outcomes.append(Storage(dataset).verified("dataset").sha256 != there)
+    finally:
+        reader.stop()
+    assert reader.broken == []
+    assert reader.num_looks > NUM_KILLS
+    assert reader.seen <= set(identities)
+    assert not all(outcomes), "some kills fell before the new dataset was there"
+    assert finished(tmp_path, MINIMA[0])[0] == identities[0]
+    assert [name for name in os.listdir(tmp_path / "run") if name.startswith(".")] == []
