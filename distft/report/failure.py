@@ -42,6 +42,7 @@ def rows(failure: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("likely cause", failure["cause"]),
         ("process", process),
         ("last seen at", place),
+        ("the attempt had reached", f"step {failure['reached']}" if failure["reached"] else ""),
         ("failed because that one went", f"ranks {followed}" if followed else ""),
         ("failed attempts before", str(len(failure["before"])) if failure["before"] else ""),
         ("last checkpoint", failure["checkpoint"] or "none yet"),

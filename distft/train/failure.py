@@ -40,12 +40,14 @@ class Failure:
     """One failed attempt: its first failing rank (None: all alike), the likely cause, and where that rank stood.
 
     ``followed``: ranks that only failed because that one went. ``log``: the file that Ray wrote of the rank.
+    ``reached``: the step that the attempt had come to; the one that the rank was seen at may be a second older.
     """
 
     cause: str
     what: str
     rank: int | None = None
     num_workers: int = 0
+    reached: int | None = None
     step: int | None = None
     phase: str = ""
     node: str = ""
@@ -166,12 +168,21 @@ def as_error(folder: Storage, error: BaseException, logs: str) -> DistftError:
     ranks: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {}
     own = own_error(ranks[first_failing(ranks)] if ranks else error)
     if not noted:
-        what = f"The training could not go on: {last_line(error)}"
-        noted = [Failure(NOT_STARTED, what, log=logs).to_json()]
+        noted = [_unnoted(error, ranks, logs).to_json()]
     latest = noted[-1]
     raised = own or TrainingError(latest["what"], "", f"The workers' logs are in {latest['log'] or logs}.")
     raised.details = {**latest, "before": noted[:-1]}
     return raised
+
+
+def _unnoted(error: BaseException, ranks: Mapping[int, BaseException], logs: str) -> Failure:
+    """The failure of a group that never started, or of one whose failure could not be written down."""
+    if not ranks:
+        return Failure(NOT_STARTED, f"The training could not go on: {last_line(error)}", log=logs)
+    rank = first_failing(ranks)
+    followed = tuple(other for other in sorted(ranks) if other != rank)
+    what = f"Rank {rank} failed: {last_line(ranks[rank])}"
+    return Failure(cause_of(ranks[rank]) or EXCEPTION, what, rank, followed=followed, log=logs)
 
 
 def met_by_all(folder: Storage, error: DistftError, num_workers: int) -> DistftError:

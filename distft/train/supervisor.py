@@ -14,15 +14,18 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
 import ray.exceptions
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distft.errors import StalledError
+from distft.errors import DistftError, StalledError
 from distft.storage import Storage
 from distft.train import failure as failures
 from distft.train.failure import Failure
@@ -33,7 +36,7 @@ ASK_S = 1.0
 """Pause between an answer and the next question to the same rank."""
 NODE_TASK_S = 8.0
 """How long a node is given to answer; a fresh process on it takes about two seconds."""
-SAVE_BEFORE_RESIZE_S = 120.0
+SAVE_BEFORE_RESIZE_S = 60.0
 
 
 def _look(with_stack: bool) -> Sighting:
@@ -56,8 +59,19 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self._answered_s: dict[int, float] = {}
         self._failures: list[Failure] = []
         self._preempted = False
+        self._requester = ""
 
     # -- Ray Train's hooks -----------------------------------------------------------------------------------
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """The run begins; under this name Ray counts the room that it may use."""
+        self._requester = f"train-{train_run_context.run_id}"
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Before a new group is sized, has the room counted anew: Ray does so every 20 s, whatever has gone since."""
+        if isinstance(current_state, RestartingState | ReschedulingState):
+            counted = get_or_create_autoscaling_coordinator().get_reserved_resources
+            ray.wait([counted.remote(self._requester, recompute=True)], timeout=NODE_TASK_S)
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """All workers run: the watch begins."""
@@ -87,11 +101,14 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         """The group is about to be started anew: what its workers did since the last checkpoint is saved first."""
         if not self._workers:
             return
-        before = self._saved_step()
-        self._execute(_want_save)
         ends_s = time.monotonic() + min(SAVE_BEFORE_RESIZE_S, self._timeout_s)
-        while time.monotonic() < ends_s and self._saved_step() == before:
-            time.sleep(0.1)
+        try:
+            before = self._saved_step()
+            self._execute(_want_save)
+            while self._saved_step() == before and time.monotonic() < ends_s:
+                time.sleep(0.1)
+        except (ray.exceptions.RayError, TimeoutError):
+            return  # one of them has gone meanwhile: the checkpoint before it will do
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """The watch ends."""
@@ -125,17 +142,20 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             worker.execute_async(function)
 
     def _saved_step(self) -> int:
-        """The step of the newest checkpoint that all ranks know of; one that does not answer knows of none."""
+        """The step of the newest checkpoint that all ranks know to be committed. Raises RayError if one is gone."""
         references = [worker.execute_async(_look, False) for worker in self._workers]
-        done, late = ray.wait(references, num_returns=len(references), timeout=SAVE_BEFORE_RESIZE_S)
-        return -1 if late else min(sighting.saved_step for sighting in ray.get(done))
+        seen: list[Sighting] = ray.get(references, timeout=NODE_TASK_S)
+        return min(sighting.saved_step for sighting in seen)
 
     # -- ends ------------------------------------------------------------------------------------------------
 
     def _end(self, stall: Stall) -> None:
         """Ends the attempt: kills its workers, which could not be asked to stop, and hands Ray Train the reason."""
         worker = self._workers[stall.rank]
-        state = _on_node(worker.metadata.node_id, _state_then_kill, worker.metadata.pid) if stall.silent else None
+        state = None
+        if stall.silent:
+            ends = [_started(self._workers[rank].metadata, _state_then_kill, True) for rank in stall.ranks]
+            state = _outcome(ends[0])
         failure = self._failure(failures.STALL, stall.rank, _stalled(stall, state, worker))
         self._note(failure)
         for other in self._workers:
@@ -151,6 +171,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
     def _note_errors(self, errors: dict[int, BaseException]) -> None:
         errors = self._with_the_dead(dict(errors))
+        self._look_again()
         rank = failures.first_failing(errors)
         cause = failures.cause_of(errors[rank]) or failures.EXCEPTION
         what = f"Rank {rank} failed: {failures.last_line(errors[rank])}"
@@ -179,6 +200,15 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
                 time.sleep(0.2)
         return errors
 
+    def _look_again(self) -> None:
+        """Learns where the ranks that live have come to: they stand at the step in which one of them failed."""
+        references = {worker.execute_async(_look, False): rank for rank, worker in enumerate(self._workers)}
+        for reference in ray.wait(list(references), num_returns=len(references), timeout=ASK_S)[0]:
+            try:
+                self._watchdog.saw(references[reference], ray.get(reference), time.monotonic())
+            except ray.exceptions.RayError:
+                continue  # the one that is gone
+
     def _autopsy(self, rank: int, cause: str) -> tuple[str, str]:
         """(cause, sentence) of a process that is gone."""
         metadata = self._workers[rank].metadata
@@ -191,8 +221,10 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         if cause == failures.MEMORY:
             return cause, f"{who} was killed by Ray, because its node ran out of memory"
         sighting = self._sighting(rank)
-        kills = _on_node(metadata.node_id, oom_kills)
-        if sighting and kills is not None and kills > sighting.oom_kills:
+        kills = _outcome(_started(metadata, oom_kills))
+        if kills is None:
+            return failures.NODE, f"{who} is gone, and its node does not answer"
+        if sighting and kills > sighting.oom_kills:
             size = f"{sighting.rss_bytes / 1e9:.1f} GB when last seen"
             return failures.MEMORY, f"{who} was killed by the kernel, because memory ran out (it held {size})"
         return failures.KILLED, f"{who} was killed, or crashed in native code: its process ended without a word"
@@ -208,6 +240,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             what=what,
             rank=rank,
             num_workers=len(self._workers),
+            reached=max((seen.step for seen in map(self._sighting, self._watchdog.ranks) if seen), default=None),
             step=sighting.step if sighting else None,
             phase=sighting.phase if sighting else "",
             node=worker.metadata.node_ip,
@@ -219,7 +252,8 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
     def _note(self, failure: Failure) -> None:
         self._failures.append(failure)
-        failures.write_failures(self._folder, self._failures)
+        with suppress(DistftError):  # a full disk, perhaps, which may be what the failure is
+            failures.write_failures(self._folder, self._failures)
 
 
 def _stalled(stall: Stall, state: str | None, worker: Any) -> str:
@@ -234,7 +268,9 @@ def _stalled(stall: Stall, state: str | None, worker: Any) -> str:
     what = f"{who} made no progress for {stall.waited_s:.0f} s{place}"
     if not stall.silent:
         return what
-    return f"{what}. Its process does not answer: {state or 'it was stopped, or hangs in native code'}"
+    return (
+        f"{what}. Its process does not answer: {state or 'it was stopped, hangs in native code, or its node is gone'}"
+    )
 
 
 def _state_then_kill(pid: int) -> str:
@@ -249,11 +285,16 @@ def _state_then_kill(pid: int) -> str:
     return words.get(state, "it hangs in native code")
 
 
-def _on_node(node_id: str, function: Callable[..., Any], *args: Any) -> Any:
-    """What the function returns on a node; None if the node does not answer in time."""
-    here_only = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here_only)(function)
+def _started(metadata: Any, function: Callable[..., Any], with_pid: bool = False) -> Any:
+    """A call of the function on the node of a worker, which may be stopped or gone, begun."""
+    there_only = NodeAffinitySchedulingStrategy(metadata.node_id, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there_only)(function)
+    return task.remote(*([metadata.pid] if with_pid else []))
+
+
+def _outcome(started: Any) -> Any:
+    """What the call returned; None if the node does not answer in time."""
     try:
-        return ray.get(task.remote(*args), timeout=NODE_TASK_S)
+        return ray.get(started, timeout=NODE_TASK_S)
     except (ray.exceptions.RayError, TimeoutError):
         return None

@@ -13,6 +13,7 @@ STALL = Failure(
     what="Rank 1 made no progress for 20 s",
     rank=1,
     num_workers=4,
+    reached=58,
     step=57,
     phase="forward pass",
     node="10.0.0.7",
@@ -35,7 +36,15 @@ def details(**changes: Any) -> dict[str, Any]:
 def test_the_page_has_rank_cause_checkpoint_and_command():
     told = text(details())
     page = render("shop", "train", details(what="Rank 1 said <b>no</b>"))
-    for words in ("1 of 4", "stall", "step 57, in: forward pass", "4711 on 10.0.0.7", "ranks 0, 2", "step-50"):
+    for words in (
+        "1 of 4",
+        "stall",
+        "step 57, in: forward pass",
+        "step 58",
+        "4711 on 10.0.0.7",
+        "ranks 0, 2",
+        "step-50",
+    ):
         assert words in told and words in page
     assert "cd /runs && distft train 'a b.yaml'" in told
     assert "&lt;b&gt;no&lt;/b&gt;" in page and "a.py:3" in page

@@ -18,11 +18,13 @@ import ray
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from distft.errors import ArtefactError, StorageError, TrainingError, UsageError
+from distft.errors import ArtefactError, StalledError, StorageError, TrainingError, UsageError
 from distft.models.weights import read_weights
 from distft.storage import Storage
+from distft.train import driver
 from distft.train.driver import train
 from distft.train.failure import read_failures
+from tests.train import hanging
 from tests.train.datasets import circle_job, write_circle
 from tests.train.ranks import run_ranks
 from tests.train.test_loop import train_result
@@ -247,3 +249,27 @@ def test_a_stopped_worker_ends_the_attempt_in_the_time_set_and_the_run_recovers(
     assert (failure["cause"], failure["pid"]) == ("stall", stopped[0])
     assert "SIGSTOP" in failure["what"] and f"Rank {failure['rank']}" in failure["what"]
     assert not (root / "train").exists("failures.json"), "nothing of it stays once the training has succeeded"
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("way", "ranks", "words"),
+    [
+        ("sleep", "Rank 1 ", "at step 5"),
+        ("native", "Rank 1 ", "hangs in native code"),
+        ("collective", "Ranks 0, 1 ", "at step 5"),
+    ],
+)
+def test_a_hang_is_ended_and_its_rank_named(
+    way: str, ranks: str, words: str, tmp_path: Path, ray_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_circle(tmp_path)
+    monkeypatch.setattr(driver, "ray_worker", hanging.worker(way))
+    job = circle_job(tmp_path, scaling={"num_workers": 2, "stall_timeout_s": 6, "max_failures": 0})
+    with pytest.raises(StalledError) as raised:
+        train(job, root, {})
+    assert str(raised.value).startswith(ranks) and words in str(raised.value)
+    details = raised.value.details
+    assert details and details["cause"] == "stall"
+    if way == "sleep":
+        assert "in sleeps_for_ever" in details["stack"][-1]

@@ -49,7 +49,7 @@ def test_a_rank_whose_peer_went_is_never_the_first():
 
 def test_a_run_ends_with_its_own_error_and_all_that_is_known(tmp_path: Path):
     folder = Storage(tmp_path)
-    first = Failure(failure.KILLED, "Rank 1 was killed", 1, 2, 40, "update")
+    first = Failure(failure.KILLED, "Rank 1 was killed", 1, 2, reached=40)
     second = Failure(failure.DISK, "Rank 0 failed: the disk is full", 0, 2)
     failure.write_failures(folder, [first, second])
     raised = failure.as_error(folder, WorkerGroupError("", {0: FULL, 1: GONE}), "logs")
@@ -70,3 +70,10 @@ def test_a_group_that_never_started_is_told_of_as_well(tmp_path: Path):
 def test_what_all_ranks_meet_alike_names_no_rank(tmp_path: Path):
     raised = failure.met_by_all(Storage(tmp_path), NotFiniteError("The loss of step 4 is nan"), 2)
     assert raised.details and raised.details["rank"] is None and raised.details["cause"] == "not finite"
+
+
+def test_a_failure_that_could_not_be_written_down_is_told_all_the_same(tmp_path: Path):
+    raised = failure.as_error(Storage(tmp_path), WorkerGroupError("", {0: GONE, 1: FULL}), "logs")
+    assert raised is FULL
+    assert raised.details and (raised.details["cause"], raised.details["rank"]) == ("disk full", 1)
+    assert raised.details["followed"] == (0,)
