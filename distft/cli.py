@@ -307,3 +307,22 @@ def data_synth(
             section = synthesize(loaded, folder, format_, watcher.progress)
         terminal.show(as_yaml(section).rstrip())
         terminal.result(section)
+
+
+@data_app.command("forget")
+def data_forget(
+    user: Annotated[str, typer.Argument(metavar="USER", help="the user's id, as the logs have it")],
+    job: JobPath,
+    set_: Overrides = None,
+    storage: StorageUri = None,
+    json: AsJson = False,
+) -> None:
+    """Drop one user from a job's dataset, and say what must be made again."""
+    with _session(json) as terminal:
+        loaded = _load(job, set_, storage)
+        from distft.pipeline import Context, forget
+        from distft.storage import Storage
+
+        forgotten = forget(Context(loaded, Storage(loaded.storage)), user)
+        terminal.forgotten(loaded.storage, forgotten)
+        terminal.result(forgotten)

@@ -104,6 +104,38 @@ def _bring_up_to_date(context: Context, name: str, started: ExitStack) -> dict[s
     return dict(manifest.info) if manifest else {}
 
 
+def forget(context: Context, user: str) -> dict[str, Any]:
+    """Drops one user from the dataset; says what was dropped, and which artefacts were made while it held the user.
+
+    ``user`` is the id of the logs, also where the job asks for pseudonyms. Raises DataError where the dataset holds
+    nothing of the user, StageChangedError where it was prepared by another job.
+    """
+    from distft.data.forget import forget as drop
+    from distft.data.pseudonyms import open_pseudonyms
+    from distft.report.data import render
+
+    with locked(context.root):
+        context.root.sweep()
+        _dataset(context)
+        _refuse_changes(context, "prepare", {"keys": _keys(context, "prepare")})
+        pseudonyms = open_pseudonyms(context.job.data.pseudonyms)
+        digest = _dataset(context).info.get("pseudonyms")
+        if pseudonyms is not None and pseudonyms.digest != digest:
+            raise UsageError(
+                "data.pseudonyms.key_file holds another key than the one that the dataset was prepared with",
+                "the key of that prepare",
+                "Bring it back: the pseudonym of the user cannot be computed without it.",
+            )
+        name = pseudonyms.of(user) if pseudonyms else user
+        found = drop(context.root, name, partial(render, context.job.data))
+    made = [folder for folder in ("train", "finetune", "tune", "report", "bundle") if _is_there(context.root / folder)]
+    return {"rows": found.rows, "events": found.events, "rejected": found.rejected, "made_before": made}
+
+
+def _is_there(folder: Storage) -> bool:
+    return bool(folder.list())
+
+
 def fingerprint(context: Context, name: str) -> dict[str, Any]:
     """What the artefact of a stage is made from: the job keys it declares, and its inputs."""
     return {"stage": name, "keys": _keys(context, name), "inputs": STAGES[name].inputs(context)}

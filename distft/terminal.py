@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from distft.errors import DistftError
+from distft.schema import SPLITS
 from distft.storage import Storage
 
 if TYPE_CHECKING:
@@ -127,6 +128,16 @@ class Terminal:
         self._table("users and items", ("", ""), report.key_figures(stats))
         self.say(f"report  {storage}/dataset/report.html")
         return stats
+
+    def forgotten(self, storage: str, found: Mapping[str, Any]) -> None:
+        """What a dataset no longer holds of a user, and what still does."""
+        rows = [(f"{split}: rows, events", f"{found['rows'][split]:,}, {found['events'][split]:,}") for split in SPLITS]
+        self.text_table(f"dropped from {storage}/dataset", [*rows, ("rejected rows", f"{found['rejected']:,}")])
+        made = found["made_before"]
+        if made:
+            folders = ", ".join(f"{storage}/{name}" for name in made)
+            self.warn(f"{folders} were made while the dataset held the user. Make them again: distft run JOB --force")
+        self.say("The logs still hold the user, and so do copies: take the rows out there before you prepare again.")
 
     def training(self, summary: Mapping[str, Any]) -> None:
         """How far training went."""
