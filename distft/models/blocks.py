@@ -1,6 +1,7 @@
 """Building blocks that models share: the embedding of an event, of an item, and a transformer block.
 
-Shape legend: B histories, L positions, D width, Q query tokens, N items, H heads, E width of a head.
+Shape legend: B histories, L positions, N packed positions (or items), D width, Q query tokens, H heads, E width of a
+head.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distft.models.attention import attend
+from distft.models.dropout import dropout
+from distft.models.packing import Packing
+from distft.models.products import Linear
 from distft.schema import NUM_GAP_BUCKETS, PAD, Batch, Catalog
 
 INIT_STD = 0.02
@@ -83,29 +88,24 @@ class Block(nn.Module):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
         self.attention_norm = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.out = Linear(dim, dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
+        self.up = Linear(dim, hidden)
+        self.down = Linear(hidden, dim)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        x_BLD = x_BLD + self._drop(self.out(self._attend(self.attention_norm(x_BLD))))
-        hidden = self._drop(F.gelu(self.up(self.feed_forward_norm(x_BLD))))
-        return x_BLD + self._drop(self.down(hidden))
+    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
+        """x_ND of the packed positions."""
+        x_ND = x_ND + self._drop(self.out(self._attend(self.attention_norm(x_ND), packing)))
+        hidden = self._drop(F.gelu(self.up(self.feed_forward_norm(x_ND))))
+        return x_ND + self._drop(self.down(hidden))
 
-    def _attend(self, x_BLD: Tensor) -> Tensor:
-        batch_size, length, dim = x_BLD.shape
-        qkv = self.qkv(x_BLD).view(batch_size, length, 3, self.num_heads, dim // self.num_heads)
-        q_BHLE, k_BHLE, v_BHLE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        # Padding stands on the right, so the causal mask alone keeps it from every real position.
-        y_BHLE = F.scaled_dot_product_attention(
-            q_BHLE, k_BHLE, v_BHLE, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
-        return y_BHLE.transpose(1, 2).reshape(batch_size, length, dim)
+    def _attend(self, x_ND: Tensor, packing: Packing) -> Tensor:
+        qkv_N3HE = self.qkv(x_ND).view(len(x_ND), 3, self.num_heads, x_ND.shape[1] // self.num_heads)
+        return attend(qkv_N3HE, packing, self.dropout if self.training else 0.0).flatten(1)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 def init_normal(module: nn.Module, std: float = INIT_STD) -> None:

@@ -58,7 +58,7 @@ class Step(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Over all ranks: the summed loss, the number of targets, and of positions that were computed.
+    """Over all ranks: the summed loss, the number of targets, and of events that were read.
 
     ``save_wanted``: some rank was asked for a checkpoint; all ranks learn of it in the same step.
     """
@@ -84,7 +84,7 @@ def train_step(engine: Engine, batches: Sequence[Batch], empty: Batch, step: int
     loss is not finite, before any weight has changed.
     """
     here.at("exchange of counts", step)
-    counts = [(int((batch.target_BL != PAD).sum()), batch.target_BL.numel()) for batch in batches]
+    counts = [(int((batch.target_BL != PAD).sum()), int(batch.length_B.sum())) for batch in batches]
     table = torch.zeros(engine.world_size, 4, dtype=torch.float64, device=engine.device)
     mine = [len(batches), sum(count for count, _ in counts), sum(size for _, size in counts), here.save_wanted]
     table[engine.rank] = torch.tensor(mine, dtype=torch.float64, device=engine.device)

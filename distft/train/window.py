@@ -29,7 +29,7 @@ class Window:
         self.rate = rate
 
     def line(self) -> dict[str, float]:
-        """Mean loss a target, learning rate, padded positions a second, share of the time spent on reading."""
+        """Mean loss a target, learning rate, events a second, share of the time spent on reading."""
         took_s = max(1e-9, time.perf_counter() - self.started)
         return {
             "loss": self.loss_sum / max(1, self.count),

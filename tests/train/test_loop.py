@@ -105,7 +105,7 @@ def test_the_speed_of_the_steps_leaves_out_the_validation(
     root = write_circle(tmp_path)
     train(circle_job(tmp_path, epochs=1), root)
     (line,) = [line for line in read_lines(root / "train") if line["kind"] == "train"]
-    most_tokens = 64 * 10  # of an epoch: histories, padded positions
+    most_tokens = 64 * 10  # of an epoch: histories, events
     assert line["tokens_per_s"] > most_tokens, "the steps took less than a second"
 
 

@@ -9,6 +9,7 @@ Shape legend: M positions with a target, C positions of one chunk, D width, V it
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +17,16 @@ from torch import Tensor
 
 from distft.losses.base import Loss
 from distft.models.base import Model
+from distft.models.products import times_transposed
 from distft.schema import NUM_RESERVED, PAD, Batch
 
 if TYPE_CHECKING:
     from distft.losses.softmax.config import Config
+
+LOG2_E = math.log2(math.e)
+"""exp2 takes a quarter of the time of exp on a CPU."""
+CPU_LOGITS, CPU_WIDTH = 1 << 18, 128
+"""Logits of one chunk on a CPU, and positions of one where the catalogue is large."""
 
 
 class Softmax(Loss):
@@ -55,33 +62,36 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, x_MD: Tensor, v_VD: Tensor, target_M: Tensor, label_smoothing: float, max_logits: int
     ) -> Tensor:
-        num_positions, num_items = len(x_MD), len(v_VD)
-        width = max(1, max_logits // num_items)
+        num_items = len(v_VD)
         needs_x, needs_v = ctx.needs_input_grad[:2]
-        dx_MD = torch.zeros_like(x_MD) if needs_x else None
-        dv_VD = torch.zeros(v_VD.shape, dtype=torch.float32, device=v_VD.device) if needs_v else None
+        dx_MD = torch.empty_like(x_MD) if needs_x else None
+        dv_DV = torch.zeros(v_VD.shape[::-1], dtype=torch.float32, device=v_VD.device) if needs_v else None
+        width = _chunk_width(num_items, max_logits, x_MD.device)
         loss_sum = torch.zeros((), dtype=torch.float32, device=x_MD.device)
-        for start in range(0, num_positions, width):
-            x_CD, target_C1 = x_MD[start : start + width], target_M[start : start + width, None]
-            s_CV = (x_CD @ v_VD.T).float()
-            target_s_C1 = s_CV.gather(1, target_C1)
-            norm_C1 = torch.logsumexp(s_CV, dim=1, keepdim=True)
-            loss_C1 = norm_C1 - (1 - label_smoothing) * target_s_C1
-            if label_smoothing:
-                loss_C1 = loss_C1 - label_smoothing * s_CV.mean(1, keepdim=True)
-            loss_sum += loss_C1.sum()
-            if dx_MD is None and dv_VD is None:
-                continue
-            # d loss / d s = softmax(s) - smoothed one-hot, written over the logits to save their memory twice.
-            g_CV = s_CV.sub_(norm_C1).exp_()
-            if label_smoothing:
-                g_CV -= label_smoothing / num_items
-            g_CV.scatter_add_(1, target_C1, torch.full_like(target_s_C1, label_smoothing - 1))
-            g_CV = g_CV.to(x_MD.dtype)
+        for start in range(0, len(x_MD), width):
+            x_CD = x_MD[start : start + width]
+            s_CV = times_transposed(x_CD, v_VD).float()
+            most_C1 = s_CV.amax(1, keepdim=True)
+            # Written over the logits, unnormalised: their sum divides the narrow products below instead.
+            e_CV = s_CV.sub_(most_C1).mul_(LOG2_E).exp2_()
+            sum_C1 = e_CV.sum(1, keepdim=True)
+            loss_sum += (most_C1 + sum_C1.log()).sum()
+            e_CV = e_CV.to(x_MD.dtype)
             if dx_MD is not None:
-                dx_MD[start : start + width] = g_CV @ v_VD
-            if dv_VD is not None:
-                dv_VD += g_CV.T @ x_CD
+                dx_MD[start : start + width] = times_transposed(e_CV, v_VD.T) / sum_C1
+            if dv_DV is not None:
+                dv_DV += times_transposed((x_CD / sum_C1).to(x_MD.dtype).T.contiguous(), e_CV.T)
+        # The other half of the loss and its gradients: the score of the smoothed target, one vector a position.
+        mean_D, target_MD, share = v_VD.float().mean(0), v_VD[target_M].float(), 1 - label_smoothing
+        wanted_MD = share * target_MD + label_smoothing * mean_D if label_smoothing else target_MD
+        loss_sum -= (x_MD.float() * wanted_MD).sum()
+        dv_VD = None
+        if dx_MD is not None:
+            dx_MD -= wanted_MD
+        if dv_DV is not None:
+            dv_VD = dv_DV.T.contiguous().index_add_(0, target_M, x_MD.float(), alpha=-share)
+            if label_smoothing:
+                dv_VD -= x_MD.float().sum(0) * (label_smoothing / num_items)
         ctx.save_for_backward(dx_MD, dv_VD)
         ctx.dtype = v_VD.dtype
         return loss_sum
@@ -93,3 +103,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dx = None if dx_MD is None else dx_MD * scale.to(dx_MD.dtype)
         dv = None if dv_VD is None else (dv_VD * scale).to(ctx.dtype)
         return dx, dv, None, None, None
+
+
+def _chunk_width(num_items: int, max_logits: int, device: torch.device) -> int:
+    """Positions of a chunk: as many as the memory allows; on a CPU not more than its cache likes."""
+    width = max(1, max_logits // num_items)
+    return min(width, max(CPU_WIDTH, CPU_LOGITS // num_items)) if device.type == "cpu" else width

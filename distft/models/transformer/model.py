@@ -4,19 +4,19 @@ Enters: a Batch. Leaves: one state per event; items are ranked by the product of
 item vectors are the input embeddings themselves (tied). Surprising choice: positions count from the window's
 oldest event, so that padding on the right changes nothing.
 
-Shape legend: B histories, L positions, D width, N items.
+Shape legend: B histories, L positions, N packed positions (or items), D width.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distft.models.base import Model
 from distft.models.blocks import Block, EventEmbedding, ItemEmbedding, init_normal
+from distft.models.dropout import dropout
+from distft.models.packing import Packing
 from distft.schema import Batch, Catalog
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ class Transformer(Model):
         self.apply(init_normal)
 
     def states(self, batch: Batch) -> Tensor:
-        """x_BLD after each event."""
-        v_BLD = self.events(batch, self.items(batch.item_BL))
-        position_L = torch.arange(batch.item_BL.shape[1], device=v_BLD.device)
-        x_BLD = F.dropout(v_BLD * self.scale + self.positions(position_L), self.dropout, self.training)
+        """x_BLD after each event, zeros at the padding."""
+        packing = Packing.of(batch)
+        packed = packing.pack(batch)
+        v_ND = self.events(packed, self.items(packed.item_BL))[0]
+        x_ND = dropout(v_ND * self.scale + self.positions(packing.position_N), self.dropout, self.training)
         for block in self.blocks:
-            x_BLD = block(x_BLD)
-        y_BLD: Tensor = self.norm(x_BLD)
-        return y_BLD
+            x_ND = block(x_ND, packing)
+        return packing.unpack(self.norm(x_ND))
 
     def item_vectors(self, items_N: Tensor) -> Tensor:
         """v_ND: the input embeddings of the items."""
