@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save
 
 from distft.errors import ArtefactError
-from distft.models.weights import read_weights
-from distft.storage import Storage
+from distft.models.weights import read_weights, sealed
+from distft.storage import MANIFEST, Storage
 
 
 def write_checkpoint(path: Path, offsets: tuple[int, int] = (0, 4)) -> Storage:
@@ -29,8 +29,12 @@ def write_checkpoint(path: Path, offsets: tuple[int, int] = (0, 4)) -> Storage:
         ],
     }
     storage.write_json("state-ab.json", state)
-    storage.write_manifest("checkpoint")
+    seal(storage)
     return storage
+
+
+def seal(storage: Storage) -> None:
+    storage.write_json(MANIFEST, vars(sealed(storage.write_manifest("checkpoint"))))
 
 
 def test_slices_are_put_together_and_the_losss_own_are_left_out(tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ def test_a_gap_between_slices_is_found(tmp_path: Path) -> None:
     state["ranks"].pop()
     storage.write_json("state-ab.json", state)
     storage.delete("manifest.json")
-    storage.write_manifest("checkpoint")
+    seal(storage)
     with pytest.raises(ArtefactError, match=r"4 of the 6 elements of model\.a"):
         read_weights(storage)
 
