@@ -28,6 +28,7 @@ from distft.train.checkpoint import Checkpoint, load_optimizer, load_weights, ne
 from distft.train.engine import Engine
 from distft.train.journal import Journal
 from distft.train.position import here
+from distft.train.prefetch import Prefetch
 from distft.train.saving import Saver, write_best
 from distft.train.settings import learning_rate
 from distft.train.step import Step, train_step
@@ -88,7 +89,8 @@ class Loop:
             windows=job.train.windows,
             max_history=job.model.max_history,
         )
-        self.empty = concat([])
+        self.empty = self._collate(concat([]))
+        self.prefetch = Prefetch(self._step_batches, self.reader.steps_per_epoch, job.train.epochs, device)
         self.total_steps = job.train.epochs * self.reader.steps_per_epoch
         here.at("search for a checkpoint")
         found = newest(self.folder)
@@ -124,6 +126,7 @@ class Loop:
             self._train()
             self.saver.drain()
         finally:
+            self.prefetch.close()
             self.saver.close()
         self.engine.close()
         progress = self.progress
@@ -163,11 +166,11 @@ class Loop:
         progress, train = self.progress, self.job.train
         started = time.perf_counter()
         here.at("reading", progress.step)
-        batches = self._step_batches(progress.epoch, progress.epoch_step)
+        batches = self.prefetch.batches(progress.epoch, progress.epoch_step)
         waited = time.perf_counter() - started
         torch.manual_seed(_key(self.job.seed, progress.step, self.rank))
         rate = learning_rate(train, progress.step, self.total_steps)
-        result = train_step(self.engine, batches, self._collate(self.empty), progress.step, rate)
+        result = train_step(self.engine, batches, self.empty, progress.step, rate)
         self.save_wanted = result.save_wanted
         here.taken += 1
         self.window.add(result, rate, waited)
