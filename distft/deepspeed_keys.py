@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 ZERO_KEYS = frozenset(
     {
-        "allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "ignore_unused_parameters",
-        "log_trace_cache_warnings", "overlap_comm", "reduce_bucket_size", "reduce_scatter",
+        "allgather_partitions", "contiguous_gradients", "ignore_unused_parameters",
+        "log_trace_cache_warnings", "overlap_comm", "reduce_scatter",
         "stage3_allgather_sequential", "stage3_max_live_parameters", "stage3_max_reuse_distance",
         "stage3_model_persistence_threshold", "stage3_module_granularity_threshold",
-        "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params",
+        "stage3_param_persistence_threshold", "stage3_use_all_reduce_for_fetch_params",
         "sub_group_size", "use_multi_rank_bucket_allreduce",
     }
 )  # fmt: skip
@@ -50,6 +50,12 @@ INSTEAD = {
     "zero_optimization.stage": "Set train.zero.stage.",
     "zero_optimization.offload_optimizer": "Set train.zero.offload to cpu.",
     "zero_optimization.offload_param": "Set train.zero.offload to cpu with train.zero.stage 3.",
+    "zero_optimization.reduce_bucket_size": "Set train.zero.bucket_elements.",
+    "zero_optimization.allgather_bucket_size": "Set train.zero.bucket_elements.",
+    "zero_optimization.stage3_prefetch_bucket_size": "Set train.zero.bucket_elements.",
+    "zero_optimization.mics_shard_size": "DeepSpeed 0.19 removed it: set train.zero.stage to 3.",
+    "zero_optimization.mics_hierarchical_params_gather": "DeepSpeed 0.19 removed it: set train.zero.stage to 3.",
+    "zero_optimization.zeropp_loco_param": "DeepSpeed 0.19 removed it; leave it out.",
     "zero_optimization.round_robin_gradients": "It reorders the state that checkpoints are cut from; leave it out.",
     "prescale_gradients": "It would break the exact division by the whole batch's count; leave it out.",
     "gradient_predivide_factor": "It would break the exact division by the whole batch's count; leave it out.",
@@ -63,6 +69,8 @@ INSTEAD = {
     "progressive_layer_drop": "DeepSpeed 0.19 removed it; leave it out.",
     "compression_training": "DeepSpeed 0.19 removed it; leave it out.",
     "quantize_training": "DeepSpeed 0.19 removed it; leave it out.",
+    "activation_checkpointing": "Set train.activation_checkpointing to true.",
+    "graph_harvesting": "DeepSpeed 0.19 removed it; leave it out.",
     "eigenvalue": "DeepSpeed 0.19 removed it; leave it out.",
     "sparse_attention": "DeepSpeed 0.19 removed it; leave it out.",
     "steps_per_print": "Progress is in metrics.jsonl; leave it out.",

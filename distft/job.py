@@ -411,6 +411,9 @@ class Zero(Section):
     offload: Literal["none", "cpu"] = Field(
         "none", description="where the optimiser state (stage 3: and weights) rests"
     )
+    bucket_elements: int = Field(
+        50_000_000, ge=1, le=MAX_COUNT, description="numbers sent in one message; more take memory, fewer take turns"
+    )
 
 
 class Validate(Section):
@@ -452,6 +455,9 @@ class Train(Section):
     clip_norm: float = Field(0.0, ge=0, description="largest norm of the whole gradient; 0 does not clip")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero: Zero = Zero()
+    activation_checkpointing: bool = Field(
+        False, description="keep only the input of each block, and compute the rest again for the gradient: less memory"
+    )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed keys, passed through")
     windows: Literal["last", "all"] = Field("last", description="train on a long history's latest window, or on all")
     max_tokens_per_micro_batch: int = Field(16_384, ge=1, le=MAX_COUNT, description="padded positions computed at once")

@@ -5,10 +5,11 @@ Shape legend: B histories, L positions, D width, N rows (one position each), K i
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from distft.schema import Batch
 
@@ -17,11 +18,13 @@ class Model(nn.Module):
     """Base of all models.
 
     ``retrieval`` says how candidates are found: "dot" models rank by the product of state and item vector,
-    "pair" models score each (state, item) pair and are ranked by a chunked scan, never by an index.
+    "pair" models score each (state, item) pair and are ranked by a chunked scan, never by an index. ``recompute``
+    is set by the job's ``train.activation_checkpointing``.
     """
 
     retrieval: ClassVar[Literal["dot", "pair"]] = "dot"
     num_items: int
+    recompute: bool = False
 
     def states(self, batch: Batch) -> Tensor:
         """x_BLD: what the model knows after each event. Causal: position l sees events 0..l alone."""
@@ -35,6 +38,17 @@ class Model(nn.Module):
         """s_NK: scores of K items for each of N states. The default is the dot product."""
         v_NKD = self.item_vectors(items_NK.reshape(-1)).view(*items_NK.shape, -1)
         return torch.einsum("nd,nkd->nk", x_ND, v_NKD)
+
+    def through(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """What ``block`` gives for ``inputs``; with ``recompute`` all inside it is computed again for the gradient.
+
+        Also what it draws at random: torch's generator is set back for that.
+        """
+        if not (self.recompute and torch.is_grad_enabled()):
+            given: Tensor = block(*inputs)
+            return given
+        recomputed: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+        return recomputed
 
     def layer_groups(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter, in named groups from input to output: the units of freezing."""

@@ -112,6 +112,7 @@ class Loop:
         catalog = self.encoder.catalog()
         torch.manual_seed(self.job.seed)
         module = Step(self.job.model.build(catalog), self.job.loss.build(catalog))
+        module.model.recompute = self.job.train.activation_checkpointing
         weights = load_weights(found, module) if found else {}
         engine = Engine(module, self.job.train, device)
         if found:

@@ -17,9 +17,6 @@ from distft.deepspeed_keys import SECTIONS, Misfit, extra_misfits, train_misfits
 from distft.errors import UsageError
 from distft.job import Train
 
-MAX_BUCKET_ELEMENTS = 50_000_000
-"""Gradients reduced in one message: DeepSpeed's default of 5e8 takes 2 GB however small the model is."""
-
 
 def check_train(train: Train) -> None:
     """Raises UsageError for what DeepSpeed cannot do, or would do without telling that it changes the result."""
@@ -62,10 +59,15 @@ def build_config(train: Train, num_parameters: int, world_size: int) -> dict[str
 
 
 def _zero_section(train: Train, num_parameters: int) -> dict[str, Any]:
+    # DeepSpeed makes its buckets as large as it is told, however small the model is.
+    bucket = max(1, min(num_parameters, train.zero.bucket_elements))
     section: dict[str, Any] = {
         "stage": train.zero.stage,
-        "reduce_bucket_size": max(1, min(num_parameters, MAX_BUCKET_ELEMENTS)),
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
     }
+    if train.zero.stage == 3:
+        section["stage3_prefetch_bucket_size"] = bucket
     if train.zero.offload == "cpu":
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         if train.zero.stage == 3:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from distft.models.attention import attend, attend_plainly
 from distft.models.dropout import keep_mask
 from distft.models.packing import CPU_CELLS, Packing
-from distft.schema import Batch
+from distft.models.transformer.config import Config
+from distft.schema import Batch, Catalog
 
 LENGTHS = [[5, 1, 0, 9, 9, 3, 40, 38, 2, 17], [7, 7, 7], [1], [0, 0], [], [60, 60, 59, 30, 20, 20, 4]]
 
@@ -93,3 +94,21 @@ def test_large_scores_do_not_overflow():
     qkv = (200 * torch.randn(38, 3, 1, 8)).requires_grad_()
     attend(qkv, packing, 0.0).sum().backward()
     assert qkv.grad is not None and qkv.grad.isfinite().all()
+
+
+def test_recomputing_keeps_a_fraction_of_the_activations():
+    def kept_bytes(recompute: bool) -> int:
+        sizes: dict[int, int] = {}
+        model.recompute = recompute
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t, lambda t: t
+        )
+        with hooks:
+            model.states(batch)
+        return sum(sizes.values())
+
+    torch.manual_seed(0)
+    catalog = Catalog(num_items=50, num_events=2, num_query_tokens=0, has_clock=False)
+    model = Config(dim=16, num_blocks=3, max_history=60).build(catalog)
+    batch = batch_of([60] * 20)
+    assert kept_bytes(True) < 0.2 * kept_bytes(False)

@@ -165,6 +165,22 @@ def test_every_stage_trains_and_validates_alike(stage: int, tmp_path: Path, one_
     assert found.best_metric == pytest.approx(expected.best_metric, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "stage", [0, pytest.param(1, marks=pytest.mark.proof), pytest.param(2, marks=pytest.mark.proof), 3]
+)
+def test_recomputed_activations_change_nothing_bit_for_bit(stage: int, tmp_path: Path, one_rank: None) -> None:
+    results = []
+    for recompute in (False, True):
+        root = write_circle(tmp_path / str(recompute))
+        settings: dict[str, Any] = {"zero": {"stage": stage}, "epochs": 1, "activation_checkpointing": recompute}
+        train(circle_job(tmp_path / str(recompute), model={"dropout": 0.3}, **settings), root)
+        losses = [line["loss"] for line in read_lines(root / "train") if line["kind"] == "train"]
+        results.append((losses, last_weights(root)))
+    (losses, expected), (found_losses, found) = results
+    assert found_losses == losses
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 @pytest.mark.proof
 def test_two_workers_train_as_one(tmp_path: Path, one_rank: None) -> None:
     one, two = write_circle(tmp_path / "one"), write_circle(tmp_path / "two")

@@ -48,14 +48,34 @@ def test_allowed_keys_reach_the_configuration() -> None:
     section = train(deepspeed={"communication_data_type": "fp32", "zero_optimization": {"overlap_comm": False}})
     config = build_config(section, 100, 2)
     assert config["communication_data_type"] == "fp32"
-    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 100, "overlap_comm": False}
+    zero = {"stage": 2, "reduce_bucket_size": 100, "allgather_bucket_size": 100, "overlap_comm": False}
+    assert config["zero_optimization"] == zero
     assert config["train_batch_size"] == 2
 
 
 def test_every_allowed_zero_key_is_one_of_deepspeeds(one_rank: None) -> None:
     extra = {"zero_optimization": {"overlap_comm": False, "sub_group_size": 1000, "reduce_scatter": True}}
-    extra["zero_optimization"] |= {"stage3_prefetch_bucket_size": 100, "stage3_param_persistence_threshold": 10}
+    extra["zero_optimization"] |= {"stage3_param_persistence_threshold": 10}
     Engine(Step(Toy(), ToyLoss()), train(zero={"stage": 3}, deepspeed=extra), torch.device("cpu")).close()
+
+
+def test_buckets_hold_the_model_at_most() -> None:
+    for stage, names in ((2, ("reduce", "allgather")), (3, ("reduce", "allgather", "stage3_prefetch"))):
+        zero = build_config(train(zero={"stage": stage, "bucket_elements": 60}), 100, 2)["zero_optimization"]
+        assert [zero[f"{name}_bucket_size"] for name in names] == [60] * len(names)
+        zero = build_config(train(zero={"stage": stage}), 100, 2)["zero_optimization"]
+        assert zero["reduce_bucket_size"] == 100
+
+
+def test_everything_that_deepspeed_removed_is_refused_by_name() -> None:
+    from deepspeed.runtime import config
+
+    removed = [*config._REMOVED_TOP_LEVEL_CONFIG_KEYS, *config._REMOVED_ZERO_CONFIG_KEYS]
+    assert len(removed) > 10
+    for key in removed:
+        inner = key in config._REMOVED_ZERO_CONFIG_KEYS
+        with pytest.raises(UsageError, match="removed it|Set train"):
+            check_extra_keys({"zero_optimization": {key: 1}} if inner else {key: {}})
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class Transformer(Model):
         v_ND = self.events(packed, self.items(packed.item_BL))[0]
         x_ND = dropout(v_ND * self.scale + self.positions(packing.position_N), self.dropout, self.training)
         for block in self.blocks:
-            x_ND = block(x_ND, packing)
+            x_ND = self.through(block, x_ND, packing)
         return packing.unpack(self.norm(x_ND))
 
     def item_vectors(self, items_N: Tensor) -> Tensor:
