@@ -74,7 +74,7 @@ def test_everything_that_deepspeed_removed_is_refused_by_name() -> None:
     assert len(removed) > 10
     for key in removed:
         inner = key in config._REMOVED_ZERO_CONFIG_KEYS
-        with pytest.raises(UsageError, match="removed it|Set train"):
+        with pytest.raises(UsageError, match=r"removed it|Set train"):
             check_extra_keys({"zero_optimization": {key: 1}} if inner else {key: {}})
 
 
