@@ -25,14 +25,18 @@ def dropout(x: Tensor, share: float, training: bool) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, share)
-    mask = keep_mask(draw(x.shape), share, torch.empty(x.shape, dtype=x.dtype))
+    mask = keep_mask(draw(x.shape, seed()), share, torch.empty(x.shape, dtype=x.dtype))
     return x * mask.mul_(scale_of(share))
 
 
-def draw(shape: Sequence[int]) -> Tensor:
+def seed() -> int:
+    """The next seed for ``draw``, from torch's generator."""
+    return int(torch.randint(2**63 - 1, ()))
+
+
+def draw(shape: Sequence[int], seed: int) -> Tensor:
     """Uniform random int16 of this shape, on the CPU."""
     size = math.prod(shape)
-    seed = int(torch.randint(2**63 - 1, ()))
     words = np.random.SFC64(seed).random_raw(-(-size // 4))
     return torch.from_numpy(np.atleast_1d(words).view(np.int16)[:size]).view(tuple(shape))
 

@@ -45,3 +45,16 @@ def test_frozen_item_vectors_cost_no_gradient():
 def test_config_refuses_full_smoothing():
     with pytest.raises(ValueError, match="label_smoothing"):
         Config(label_smoothing=1.0)
+
+
+def test_one_thread_and_several_agree():
+    torch.manual_seed(0)
+    x, v = torch.randn(700, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    target, before, found = torch.randint(0, 40, (700,)), torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        loss = chunked_cross_entropy(x, v, target, 0.1, 4000)
+        found.append((loss, *torch.autograd.grad(loss, [x, v])))
+    torch.set_num_threads(before)
+    for alone, together in zip(*found, strict=True):
+        torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-5)

@@ -76,7 +76,7 @@ def test_dropout_equals_the_textbook_with_the_same_mask(monkeypatch):
     length, share = 12, 0.3
     packing = Packing.of(batch_of([length] * 3))
     random = torch.randint(-(2**15), 2**15, (6, length, length)).short()
-    monkeypatch.setattr("distft.models.attention.draw", lambda shape: random.view(shape))
+    monkeypatch.setattr("distft.models.attention.draw", lambda shape, seed: random.view(shape))
     qkv = torch.randn(3 * length, 3, 2, 4, requires_grad=True)
     found = attend(qkv, packing, share)
     q, k, v = qkv.view(3, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
@@ -87,6 +87,21 @@ def test_dropout_equals_the_textbook_with_the_same_mask(monkeypatch):
     grad = torch.randn_like(found)
     mine, torchs = torch.autograd.grad(found, qkv, grad), torch.autograd.grad(expected, qkv, grad)
     torch.testing.assert_close(mine[0], torchs[0], atol=2e-5, rtol=1e-4)
+
+
+def test_one_thread_and_several_agree_with_the_same_masks():
+    packing = Packing.of(batch_of([60, 60, 59, 30, 20, 20, 4]))
+    qkv = torch.randn(len(packing.index_N), 3, 2, 8, requires_grad=True)
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(5)
+        y = attend(qkv, packing, 0.3)
+        found.append((y, *torch.autograd.grad(y.square().sum(), qkv)))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    for alone, together in zip(*found, strict=True):
+        torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
 
 
 def test_large_scores_do_not_overflow():

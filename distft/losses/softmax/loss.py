@@ -10,6 +10,7 @@ Shape legend: M positions with a target, C positions of one chunk, D width, V it
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from distft.losses.base import Loss
 from distft.models.base import Model
 from distft.models.products import times_transposed
+from distft.models.threads import each
 from distft.schema import NUM_RESERVED, PAD, Batch
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 LOG2_E = math.log2(math.e)
 """exp2 takes a quarter of the time of exp on a CPU."""
 CPU_LOGITS, CPU_WIDTH = 1 << 18, 128
-"""Logits of one chunk on a CPU, and positions of one where the catalogue is large."""
+"""Logits of one chunk on a CPU, for its cache, and positions of one where the catalogue is large."""
 
 
 class Softmax(Loss):
@@ -65,22 +67,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         num_items = len(v_VD)
         needs_x, needs_v = ctx.needs_input_grad[:2]
         dx_MD = torch.empty_like(x_MD) if needs_x else None
-        dv_DV = torch.zeros(v_VD.shape[::-1], dtype=torch.float32, device=v_VD.device) if needs_v else None
         width = _chunk_width(num_items, max_logits, x_MD.device)
-        loss_sum = torch.zeros((), dtype=torch.float32, device=x_MD.device)
-        for start in range(0, len(x_MD), width):
-            x_CD = x_MD[start : start + width]
-            s_CV = times_transposed(x_CD, v_VD).float()
-            most_C1 = s_CV.amax(1, keepdim=True)
-            # Written over the logits, unnormalised: their sum divides the narrow products below instead.
-            e_CV = s_CV.sub_(most_C1).mul_(LOG2_E).exp2_()
-            sum_C1 = e_CV.sum(1, keepdim=True)
-            loss_sum += (most_C1 + sum_C1.log()).sum()
-            e_CV = e_CV.to(x_MD.dtype)
-            if dx_MD is not None:
-                dx_MD[start : start + width] = times_transposed(e_CV, v_VD.T) / sum_C1
-            if dv_DV is not None:
-                dv_DV += times_transposed((x_CD / sum_C1).to(x_MD.dtype).T.contiguous(), e_CV.T)
+        parts = each(partial(_normaliser, x_MD, v_VD, dx_MD, needs_v), _parts(len(x_MD), width, x_MD.device))
+        loss_sum = torch.stack([loss for loss, _ in parts]).sum()
+        dv_DV = torch.stack([dv for _, dv in parts if dv is not None]).sum(0) if needs_v else None
         # The other half of the loss and its gradients: the score of the smoothed target, one vector a position.
         mean_D, target_MD, share = v_VD.float().mean(0), v_VD[target_M].float(), 1 - label_smoothing
         wanted_MD = share * target_MD + label_smoothing * mean_D if label_smoothing else target_MD
@@ -103,6 +93,35 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dx = None if dx_MD is None else dx_MD * scale.to(dx_MD.dtype)
         dv = None if dv_VD is None else (dv_VD * scale).to(ctx.dtype)
         return dx, dv, None, None, None
+
+
+def _normaliser(
+    x_MD: Tensor, v_VD: Tensor, dx_MD: Tensor | None, needs_v: bool, chunks: list[slice]
+) -> tuple[Tensor, Tensor | None]:
+    """(Sum of log Σ_v exp(x·v), its gradient dv_DV) over the positions of ``chunks``; writes theirs of ``dx_MD``."""
+    dv_DV = torch.zeros(v_VD.shape[::-1], dtype=torch.float32, device=v_VD.device) if needs_v else None
+    loss_sum = torch.zeros((), dtype=torch.float32, device=x_MD.device)
+    for chunk in chunks:
+        x_CD = x_MD[chunk]
+        s_CV = times_transposed(x_CD, v_VD).float()
+        most_C1 = s_CV.amax(1, keepdim=True)
+        # Written over the logits, unnormalised: their sum divides the narrow products below instead.
+        e_CV = s_CV.sub_(most_C1).mul_(LOG2_E).exp2_()
+        sum_C1 = e_CV.sum(1, keepdim=True)
+        loss_sum += (most_C1 + sum_C1.log()).sum()
+        e_CV = e_CV.to(x_MD.dtype)
+        if dx_MD is not None:
+            dx_MD[chunk] = times_transposed(e_CV, v_VD.T) / sum_C1
+        if dv_DV is not None:
+            dv_DV += times_transposed((x_CD / sum_C1).to(x_MD.dtype).T.contiguous(), e_CV.T)
+    return loss_sum, dv_DV
+
+
+def _parts(num_positions: int, width: int, device: torch.device) -> list[list[slice]]:
+    """Every chunk once, dealt to as many parts as a CPU has threads; on a GPU to one."""
+    chunks = [slice(start, min(start + width, num_positions)) for start in range(0, num_positions, width)]
+    count = torch.get_num_threads() if device.type == "cpu" else 1
+    return [chunks[first::count] for first in range(count)]
 
 
 def _chunk_width(num_items: int, max_logits: int, device: torch.device) -> int:
