@@ -38,7 +38,7 @@ class Reader(threading.Thread):
         self.num_looks = 0
 
     def run(self) -> None:
-        while not self._stopped.is_set():
+        while not self._stopped.wait(0.05):
             before = self._manifest()
             try:
                 self.seen.add(self._dataset.verified("dataset").sha256)
@@ -95,6 +95,7 @@ def job_file(folder: Path) -> None:
     (folder / "job.yaml").write_text(json.dumps(job))
 
 
+@pytest.mark.timeout(900)  # twenty starts of Ray
 def test_a_killed_prepare_leaves_the_old_dataset_or_the_new_one_and_nothing_else(tmp_path: Path) -> None:
     job_file(tmp_path)
     identities, took_s = zip(*(finished(tmp_path, minimum) for minimum in MINIMA), strict=True)
