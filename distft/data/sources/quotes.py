@@ -13,6 +13,7 @@ it is set aside, and what follows is read as if the quote were not there.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -159,21 +160,21 @@ class Blocks:
         return 2 * agree >= len(self._numbers or ())
 
     def _learned(self, data: bytes, starts: NDArray[np.int64]) -> list[int]:
-        """The columns of numbers of the first line that has all columns."""
+        """The columns of numbers of the first record that has all columns; a line within a field is no record."""
         for start in starts[:MAX_FIELD_LINES].tolist():
-            found = _LINE_END.search(data, start)
-            fields = self._fields(data[start : found.start() if found else len(data)])
+            end, state, _ = self._record_end(data, start)
+            fields = self._fields(data[start:end]) if state == "whole" else []
             if len(fields) == self._num_columns:
                 return [place for place, text in enumerate(fields) if _NUMBER.fullmatch(text.strip())]
         return []
 
-    def _fields(self, line: bytes) -> list[str]:
-        """The fields of a line that is read by itself; none where it cannot be."""
-        text = line.decode("utf-8", errors="replace").strip("\r\n")
+    def _fields(self, record: bytes) -> list[str]:
+        """The fields of a record that is read by itself; none where it cannot be."""
+        text = record.decode("utf-8", errors="replace").strip("\r\n")
         if '"' not in text:
             return text.split(self._separator)
         try:
-            return next(csv.reader([text], delimiter=self._separator), [])
+            return next(csv.reader(io.StringIO(text, newline=""), delimiter=self._separator), [])
         except csv.Error:
             return []
 

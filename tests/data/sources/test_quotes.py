@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from distft.data.sources import quotes, records
@@ -43,6 +43,7 @@ LINE = st.sampled_from(
 
 @ANY_FOLDER
 @given(st.lists(PLAIN, max_size=30), st.integers(60, 200), st.sampled_from(["\n", "\r\n"]))
+@example([("u1", ",,\n,,,\n", "1600000000", ",,,")], 60, "\n")  # a line of a field that has as many separators
 def test_whole_records_are_read_as_they_were_written(
     tmp_path: Path, rows: list[tuple[str, ...]], block_bytes: int, line_end: str
 ) -> None:
