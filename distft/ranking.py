@@ -43,9 +43,11 @@ def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | N
             vectors_ND = model.item_vectors(torch.arange(model.num_items, device=x_BD.device))
         return dot_scores(x_BD, vectors_ND)
 
+    row_B = torch.arange(len(x_BD), device=x_BD.device)
+
     def pairs(start: int, end: int) -> Tensor:
         items_BC = torch.arange(start, end, device=x_BD.device).expand(len(x_BD), -1)
-        return model.pair_scores(x_BD, items_BC, batch)
+        return model.pair_scores(x_BD, items_BC, batch, row_B)
 
     return pairs
 

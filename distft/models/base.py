@@ -34,8 +34,11 @@ class Model(nn.Module):
         """v_ND of the item rows ``items_N``, and of no others."""
         raise NotImplementedError
 
-    def pair_scores(self, x_ND: Tensor, items_NK: Tensor, batch: Batch) -> Tensor:
-        """s_NK: scores of K items for each of N states. The default is the dot product."""
+    def pair_scores(self, x_ND: Tensor, items_NK: Tensor, batch: Batch, row_N: Tensor) -> Tensor:
+        """s_NK: scores of K items for each of N states. The default is the dot product.
+
+        State n is one of history ``row_N[n]`` of ``batch``: a loss asks for many positions of a history at once.
+        """
         v_NKD = self.item_vectors(items_NK.reshape(-1)).view(*items_NK.shape, -1)
         return torch.einsum("nd,nkd->nk", x_ND, v_NKD)
 

@@ -80,7 +80,7 @@ def test_catalogue_scores_equal_pair_scores(model, shop):
     batch = batch_of([5, 11], shop)
     x_BD = last_states(model.states(batch), batch.length_B)
     items_BK = torch.arange(2, shop.num_items).expand(2, -1)
-    pairs_BK = model.pair_scores(x_BD, items_BK, batch)
+    pairs_BK = model.pair_scores(x_BD, items_BK, batch, torch.arange(2))
     torch.testing.assert_close(item_scores(model, x_BD, batch)(2, shop.num_items), pairs_BK, rtol=1e-5, atol=1e-5)
 
 
