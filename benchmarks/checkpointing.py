@@ -73,7 +73,8 @@ def stretches(folder: str, rounds: int) -> dict[str, Any]:
     job = load_job(str(JOB), ())
     catalog = Catalog(num_items=NUM_ITEMS, num_events=2, num_query_tokens=2, has_clock=True)
     torch.manual_seed(1)
-    engine = Engine(Step(job.model.build(catalog), job.loss.build(catalog)), job.train, torch.device("cpu"))
+    model = job.model.build(catalog)
+    engine = Engine(Step(model, job.loss.build(catalog, model.state_dim)), job.train, torch.device("cpu"))
     rows = job.train.batch_size // engine.world_size
     batches = [drawn_batch(rows, job.model.max_history, 10 * seed + engine.rank) for seed in range(8)]
     empty, progress, storage = drawn_batch(0, job.model.max_history, 0), Progress(), Storage(folder)

@@ -98,7 +98,8 @@ class Bare:
         self.job, self.device = job, device
         catalog = ours.encoder.catalog()
         torch.manual_seed(job.seed)
-        self.module = Step(job.model.build(catalog), job.loss.build(catalog)).to(device)
+        model = job.model.build(catalog)
+        self.module = Step(model, job.loss.build(catalog, model.state_dim)).to(device)
         if job.train.precision == "bf16":
             self.module = self.module.bfloat16()
         self.optimizer = build_optimizer(job.train, list(self.module.parameters()))

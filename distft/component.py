@@ -85,8 +85,8 @@ class LossConfig(Section):
 
     kind: str
 
-    def build(self, catalog: Catalog) -> Loss:
-        """A new loss for a model of this catalog."""
+    def build(self, catalog: Catalog, state_dim: int) -> Loss:
+        """A new loss for a model of this catalog whose states are ``state_dim`` wide."""
         raise NotImplementedError
 
 

@@ -106,7 +106,8 @@ class Feature:
 class Catalog:
     """What a model must know of the shop to be built: the sizes of its tables and the items' features.
 
-    Counts include the reserved rows (PAD and UNKNOWN); ``num_events`` includes PAD.
+    Counts include the reserved rows (PAD and UNKNOWN); ``num_events`` includes PAD. ``counts``: training targets of
+    each item row, int64[num_items]; None where nothing is known of them.
     """
 
     num_items: int
@@ -114,6 +115,7 @@ class Catalog:
     num_query_tokens: int
     has_clock: bool
     features: tuple[Feature, ...] = ()
+    counts: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Histories:
     """Event sequences of several users, ragged: row i's events are ``offsets[i]:offsets[i + 1]``.
 
     ``item_row`` int32, ``event`` int8, ``time_ms`` int64, all [events]. Event j's query tokens are
-    ``query_offsets[j]:query_offsets[j + 1]`` of ``query_tokens``. ``user_row`` int32[rows].
+    ``query_offsets[j]:query_offsets[j + 1]`` of ``query_tokens``. ``user_row`` int32[rows]. ``key`` int64[rows], or
+    empty: what is drawn at random for a row is a function of it.
     """
 
     offsets: NDArray[np.int64]
@@ -132,6 +135,7 @@ class Histories:
     query_tokens: NDArray[np.int32]
     user_row: NDArray[np.int32]
     value: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    key: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -148,7 +152,10 @@ class Batch:
 
     Positions with ``event_BL == PAD`` are padding. ``target_BL`` is the item to be predicted after a position,
     PAD where the position predicts nothing (and everywhere when serving). ``gap_BL``: see NUM_GAP_BUCKETS.
-    ``user_row_B`` keys negatives and augmentation, so that they do not depend on the rank.
+
+    What a loss draws at random is a function of ``key_B``, a hash of (seed, epoch, user row, window), or of
+    ``step_key_B``, one of (seed, epoch, step) that all rows share: never of the rank, nor of how a batch was cut. Both
+    are 0 when serving.
     """
 
     item_BL: torch.Tensor
@@ -159,6 +166,8 @@ class Batch:
     target_BL: torch.Tensor
     target_value_BL: torch.Tensor
     user_row_B: torch.Tensor
+    key_B: torch.Tensor
+    step_key_B: torch.Tensor
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and tensor of every field."""

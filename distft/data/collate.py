@@ -21,11 +21,13 @@ def history_batch(histories: Histories, max_history: int, has_clock: bool) -> Ba
     return _pad(histories, start, end, has_clock)
 
 
-def train_batch(histories: Histories, max_history: int, has_clock: bool, target_codes: NDArray[np.int8]) -> Batch:
+def train_batch(
+    histories: Histories, max_history: int, has_clock: bool, target_codes: NDArray[np.int8], step_key: int = 0
+) -> Batch:
     """All events but the last as inputs; each position's target is the event after it.
 
     Only events of the target types on known items are targets; a history of n events gives at most
-    min(n - 1, max_history) of them, the latest.
+    min(n - 1, max_history) of them, the latest. ``step_key``: what all rows of an optimiser step share.
     """
     end = np.maximum(histories.offsets[1:] - 1, histories.offsets[:-1])
     start = np.maximum(histories.offsets[:-1], end - max_history)
@@ -39,6 +41,7 @@ def train_batch(histories: Histories, max_history: int, has_clock: bool, target_
         if len(histories.value):
             value_BL = np.where(wanted_BL, histories.value[following_BL], np.float32(0))
             batch.target_value_BL = torch.from_numpy(value_BL.astype(np.float32))
+    batch.step_key_B.fill_(step_key)
     return batch
 
 
@@ -68,6 +71,8 @@ def _pad(histories: Histories, start: NDArray[np.int64], end: NDArray[np.int64],
         target_BL=torch.zeros(index_BL.shape, dtype=torch.int64),
         target_value_BL=torch.zeros(index_BL.shape, dtype=torch.float32),
         user_row_B=torch.from_numpy(histories.user_row.astype(np.int64)),
+        key_B=torch.from_numpy(histories.key.copy() if len(histories.key) else np.zeros(len(histories), np.int64)),
+        step_key_B=torch.zeros(len(histories), dtype=torch.int64),
     )
 
 

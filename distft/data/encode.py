@@ -160,7 +160,8 @@ class Encoder:
         """What a model must know to be built."""
         features = tuple(feature for column in self.features for feature in column.inputs())
         num_tokens = len(self.token_words)
-        return Catalog(self.num_items, len(self.event_names) + 1, num_tokens, self.has_clock, features)
+        num_events = len(self.event_names) + 1
+        return Catalog(self.num_items, num_events, num_tokens, self.has_clock, features, self.counts)
 
     # -- words → rows --------------------------------------------------------------------------------------
 

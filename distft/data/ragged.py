@@ -6,6 +6,7 @@ Everything here is vectorised over events; no function walks over users.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -53,7 +54,8 @@ def gather(histories: Histories, starts: Int64, ends: Int64, user_row: NDArray[n
 
 def take(histories: Histories, rows: NDArray[np.integer]) -> Histories:
     """Some rows, in the order asked for."""
-    return gather(histories, histories.offsets[rows], histories.offsets[rows + 1], histories.user_row[rows])
+    taken = gather(histories, histories.offsets[rows], histories.offsets[rows + 1], histories.user_row[rows])
+    return replace(taken, key=histories.key[rows]) if len(histories.key) else taken
 
 
 def concat(parts: Sequence[Histories]) -> Histories:
@@ -69,6 +71,7 @@ def concat(parts: Sequence[Histories]) -> Histories:
         query_tokens=np.concatenate([part.query_tokens for part in parts]),
         user_row=np.concatenate([part.user_row for part in parts]),
         value=np.concatenate([part.value for part in parts]),
+        key=np.concatenate([part.key for part in parts]),
     )
 
 

@@ -14,14 +14,14 @@ needs no more than (epoch, step).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from distft.data import ragged
-from distft.data.hashing import key, permutation
+from distft.data.hashing import key, keyed, mix, permutation
 from distft.data.parquet import read_table
 from distft.errors import ArtefactError, UsageError
 from distft.schema import Histories
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     Int64 = NDArray[np.int64]
 
 _COLUMNS = ("user_row", "item_row", "event", "query", "value")
+_DRAWS = -1
+"""In the place of a stream's number: keys of what is drawn at random, which are no stream's."""
 _TARGETS = ("target_item", "target_event", "target_time_ms", "target_value")
 
 
@@ -113,13 +115,22 @@ class TrainReader:
             raise ArtefactError(f"{dataset} has no training rows", "at least one", "Prepare the dataset again.")
 
     def step_rows(self, epoch: int, step: int) -> Histories:
-        """Rows of this rank in batch ``step`` of ``epoch``, at most ``max_history`` + 1 events each; may be empty."""
+        """Rows of this rank in batch ``step`` of ``epoch``, at most ``max_history`` + 1 events each; may be empty.
+
+        Each has its ``key``, a hash of (seed, epoch, user row, place of the window's last event).
+        """
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
         first = step * self._batch_size
         stream, place = self._plan.rows(first, min(first + self._batch_size, self.rows_per_epoch))
         own = self._first[stream] >= 0
-        return self._units.rows(self._epoch_order(epoch)[self._first[stream[own]] + place[own]])
+        units = self._epoch_order(epoch)[self._first[stream[own]] + place[own]]
+        keys = keyed(key(self._seed, epoch, _DRAWS), self._units.hashes[units])
+        return replace(self._units.rows(units), key=mix(keys).view(np.int64))
+
+    def step_key(self, epoch: int, step: int) -> int:
+        """A hash of (seed, epoch, step), as an int64: what all rows of a step share."""
+        return int(np.array([key(self._seed, epoch, _DRAWS, step)], np.uint64).view(np.int64)[0])
 
     def micro_batches(self, histories: Histories, max_tokens: int) -> list[Histories]:
         """The rows grouped by length, so that rows × longest stays within ``max_tokens`` padded positions.
@@ -195,12 +206,16 @@ class TargetReader:
 
 @dataclass(frozen=True)
 class _Units:
-    """What one place of an epoch holds: unit i is the events ``starts[i]:ends[i]`` of user ``user_row[i]``."""
+    """What one place of an epoch holds: unit i is the events ``starts[i]:ends[i]`` of user ``user_row[i]``.
+
+    ``hashes[i]`` tells it from all others: windows of one user never end with the same event.
+    """
 
     histories: Histories
     starts: Int64
     ends: Int64
     user_row: NDArray[np.int32]
+    hashes: NDArray[np.uint64]
 
     @classmethod
     def cut(cls, histories: Histories, windows: str, max_history: int) -> _Units:
@@ -209,7 +224,9 @@ class _Units:
         back = ragged.ranges(np.zeros(len(counts), np.int64), counts) * max_history
         ends = histories.offsets[1:][row] - back
         starts = np.maximum(histories.offsets[row], ends - max_history - 1)
-        return cls(histories, starts, ends, histories.user_row[row])
+        user_row, last = histories.user_row[row], ends - histories.offsets[row]
+        hashes = mix(mix(user_row.astype(np.uint64)) ^ last.astype(np.uint64))
+        return cls(histories, starts, ends, user_row, hashes)
 
     def rows(self, units: Int64) -> Histories:
         return ragged.gather(self.histories, self.starts[units], self.ends[units], self.user_row[units])

@@ -18,12 +18,13 @@ class Model(nn.Module):
     """Base of all models.
 
     ``retrieval`` says how candidates are found: "dot" models rank by the product of state and item vector,
-    "pair" models score each (state, item) pair and are ranked by a chunked scan, never by an index. ``recompute``
-    is set by the job's ``train.activation_checkpointing``.
+    "pair" models score each (state, item) pair and are ranked by a chunked scan, never by an index. ``state_dim`` is
+    the width D of a state. ``recompute`` is set by the job's ``train.activation_checkpointing``.
     """
 
     retrieval: ClassVar[Literal["dot", "pair"]] = "dot"
     num_items: int
+    state_dim: int
     recompute: bool = False
 
     def states(self, batch: Batch) -> Tensor:

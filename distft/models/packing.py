@@ -82,9 +82,10 @@ class Packing:
 
     def pack(self, batch: Batch) -> Batch:
         """The batch as one row of N positions; what belongs to a whole history is left as it is."""
-        fields = {name: tensor for name, tensor in batch.tensors() if not name.endswith("_B")}
-        packed = {name: tensor.flatten(0, 1).index_select(0, self.index_N)[None] for name, tensor in fields.items()}
-        return Batch(**packed, length_B=batch.length_B, user_row_B=batch.user_row_B)
+        return Batch(**{name: self._packed(name, tensor) for name, tensor in batch.tensors()})
+
+    def _packed(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor if name.endswith("_B") else tensor.flatten(0, 1).index_select(0, self.index_N)[None]
 
     def unpack(self, x_ND: Tensor) -> Tensor:
         """x_BLD with zeros at the padding."""

@@ -111,7 +111,8 @@ class Loop:
         here.at("start of the engine", self.progress.step)
         catalog = self.encoder.catalog()
         torch.manual_seed(self.job.seed)
-        module = Step(self.job.model.build(catalog), self.job.loss.build(catalog))
+        model = self.job.model.build(catalog)
+        module = Step(model, self.job.loss.build(catalog, model.state_dim))
         module.model.recompute = self.job.train.activation_checkpointing
         weights = load_weights(found, module) if found else {}
         engine = Engine(module, self.job.train, device)
@@ -181,11 +182,12 @@ class Loop:
     def _step_batches(self, epoch: int, step: int) -> list[Batch]:
         rows = self.reader.step_rows(epoch, step)
         micro = self.reader.micro_batches(rows, self.job.train.max_tokens_per_micro_batch)
-        return [self._collate(histories) for histories in micro if len(histories)]
+        step_key = self.reader.step_key(epoch, step)
+        return [self._collate(histories, step_key) for histories in micro if len(histories)]
 
-    def _collate(self, histories: Histories) -> Batch:
+    def _collate(self, histories: Histories, step_key: int = 0) -> Batch:
         encoder = self.encoder
-        return train_batch(histories, self.job.model.max_history, encoder.has_clock, encoder.target_codes)
+        return train_batch(histories, self.job.model.max_history, encoder.has_clock, encoder.target_codes, step_key)
 
     def _judge(self, metrics: dict[str, float], due: bool) -> None:
         """Notes whether this epoch's weights are the best so far; without a validation split the latest are."""

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from distft.data.collate import history_batch
 from distft.data.encode import Encoder
+from distft.data.hashing import mix
 from distft.data.ragged import concat
 from distft.data.shards import TargetReader, Targets
 from distft.errors import UsageError
@@ -90,6 +91,8 @@ class Validation:
         histories = self._empty if histories is None else histories
         item_B = torch.from_numpy((np.zeros(0) if targets is None else targets.item).astype(np.int64))
         batch = history_batch(histories, self._job.model.max_history, self._encoder.has_clock)
+        # Of the user alone: what a loss draws is the same at every validation, so that these compare.
+        batch.key_B = torch.from_numpy(mix(histories.user_row.astype(np.uint64)).view(np.int64))
         counted_B = (batch.length_B > 0) & (item_B >= NUM_RESERVED)
         row_N, last_N = counted_B.nonzero()[:, 0], (batch.length_B - 1)[counted_B]
         batch.target_BL[row_N, last_N] = item_B[counted_B]

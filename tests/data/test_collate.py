@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from distft.data.collate import history_batch, train_batch
+from distft.data.ragged import take
 from distft.schema import PAD, Histories
 from tests.factories import PURCHASE, VIEW, histories
 
@@ -72,3 +75,12 @@ def test_empty_histories_make_an_empty_batch_with_one_padded_position():
     assert batch.length_B.tolist() == [0, 0]
     assert not batch.target_BL.any()
     assert train_batch(histories([]), 10, True, np.array([PURCHASE], np.int8)).item_BL.shape == (0, 1)
+
+
+def test_what_is_drawn_is_keyed_by_the_row_and_by_the_step_and_not_when_serving():
+    rows = replace(histories([4, 3, 5]), key=np.array([5, -6, 7]))
+    batch = train_batch(take(rows, np.array([2, 0])), 10, True, np.array([PURCHASE], np.int8), step_key=-9)
+    assert batch.key_B.tolist() == [7, 5]
+    assert batch.step_key_B.tolist() == [-9, -9]
+    served = history_batch(histories([4, 3]), 10, True)
+    assert not served.key_B.any() and not served.step_key_B.any()

@@ -69,6 +69,29 @@ def test_a_batch_does_not_depend_on_the_number_of_workers(dataset: Storage, worl
             assert sorted(together) == sorted(units(alone.step_rows(epoch, step)))
 
 
+@pytest.mark.parametrize("windows", ["last", "all"])
+def test_keys_of_draws_tell_rows_and_epochs_apart_and_not_workers(dataset: Storage, windows: str) -> None:
+    def keys(epoch: int, **changes: Any) -> dict[tuple[int, ...], int]:
+        one, found = reader(dataset, windows=windows, max_history=4, **changes), {}
+        for step in range(one.steps_per_epoch):
+            for rows in one.micro_batches(one.step_rows(epoch, step), 20):
+                found |= dict(zip(units(rows), rows.key.tolist(), strict=True))
+        return found
+
+    alone = keys(0)
+    assert keys(0, rank=0, world_size=2) | keys(0, rank=1, world_size=2) == alone
+    assert keys(0, batch_size=7) == alone
+    others = [*alone.values(), *keys(1).values(), *keys(0, seed=2).values()]
+    assert len(set(others)) == 3 * len(alone)
+
+
+def test_the_key_of_a_step_is_that_of_seed_epoch_and_step(dataset: Storage) -> None:
+    places = [(seed, epoch, step) for seed in (1, 2) for epoch in (0, 1) for step in (0, 1)]
+    keys = [reader(dataset, seed=seed).step_key(epoch, step) for seed, epoch, step in places]
+    again = [reader(dataset, seed=seed, rank=1, world_size=2).step_key(epoch, step) for seed, epoch, step in places]
+    assert keys == again and len(set(keys)) == len(keys)
+
+
 def test_epochs_and_seeds_differ_and_repeat(dataset: Storage) -> None:
     def order(seed: int, epoch: int) -> list[tuple[int, ...]]:
         one = reader(dataset, seed=seed)

@@ -30,6 +30,8 @@ def batch_of(lengths: list[int]) -> Batch:
         target_BL=item_BL,
         target_value_BL=torch.rand(real_BL.shape),
         user_row_B=torch.arange(len(lengths)),
+        key_B=torch.zeros_like(length_B),
+        step_key_B=torch.zeros_like(length_B),
     )
 
 

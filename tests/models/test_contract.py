@@ -48,6 +48,11 @@ def test_padding_changes_nothing(model, shop):
 
 
 @torch.inference_mode()
+def test_states_are_as_wide_as_the_model_says(model, shop):
+    assert model.states(batch_of([3, 16], shop)).shape == (2, 16, model.state_dim)
+
+
+@torch.inference_mode()
 def test_future_events_change_nothing(model, shop):
     batch = batch_of([12, 12], shop)
     before = model.states(batch)[:, :6]

@@ -25,7 +25,7 @@ class Toy(Model):
     """An embedding, a linear layer, a frozen scale and a buffer: the smallest model with all kinds of state."""
 
     retrieval = "dot"
-    num_items = NUM_ITEMS
+    num_items, state_dim = NUM_ITEMS, DIM
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -70,6 +70,8 @@ def toy_batch(rows: int, seed: int) -> Batch:
         target_BL=target_BL,
         target_value_BL=torch.zeros(rows, LENGTH),
         user_row_B=torch.arange(rows),
+        key_B=torch.randint(2**62, (rows,), generator=draw),
+        step_key_B=torch.full((rows,), seed // 10),
     )
 
 

@@ -20,7 +20,7 @@ class Config(LossConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items")
     max_logits: int = Field(2_000_000, ge=1, le=MAX_COUNT, description="logits held at once; bounds the loss's memory")
 
-    def build(self, catalog: Catalog) -> Loss:
+    def build(self, catalog: Catalog, state_dim: int) -> Loss:
         from distft.losses.softmax.loss import Softmax
 
         return Softmax(self)

@@ -30,7 +30,7 @@ class Transformer(Model):
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.num_items = catalog.num_items
+        self.num_items, self.state_dim = catalog.num_items, config.dim
         self.dropout = config.dropout
         self.scale = config.dim**0.5
         self.items = ItemEmbedding(catalog, config.dim, config.item_features)
