@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Tag, model_validator
 
 if TYPE_CHECKING:
     from distft.data.sources.base import Source
@@ -75,15 +75,39 @@ class ModelConfig(Section):
     kind: str
     max_history: int = Field(50, ge=1, le=10_000, description="events of a history that the model reads: the latest")
 
+    @property
+    def has_own_scores(self) -> bool:
+        """True where the model adds to the scores of single items, which not every loss can take."""
+        return False
+
     def build(self, catalog: Catalog) -> Model:
         """A new model with freshly drawn weights (from torch's global generator)."""
         raise NotImplementedError
+
+
+class SequenceConfig(ModelConfig):
+    """The keys that all models over a sequence of events share."""
+
+    dim: int = Field(64, ge=4, le=16_384, description="width of the embeddings and the blocks")
+    num_blocks: int = Field(2, ge=1, le=256)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    item_features: bool = Field(True, description="add embeddings of the items' categories and numbers")
+    copy_: bool = Field(
+        False, alias="copy", description="learn what an item gains that the history holds: for shops where people "
+        "order what they have viewed, or the same goods again",
+    )  # fmt: skip
+
+    @property
+    def has_own_scores(self) -> bool:
+        return self.copy_
 
 
 class LossConfig(Section):
     """The ``loss`` section; a subclass adds its own keys and builds its loss."""
 
     kind: str
+    takes_own_scores: ClassVar[bool] = False
+    """True if the loss counts what a model adds to the scores of single items (``Model.own_scores``)."""
 
     def build(self, catalog: Catalog, state_dim: int) -> Loss:
         """A new loss for a model of this catalog whose states are ``state_dim`` wide."""
@@ -115,8 +139,19 @@ def configs(folder: str) -> tuple[type[Section], ...]:
     return tuple(importlib.import_module(f"{package}.{name}.config").Config for name in found)
 
 
-def union(folder: str, tag: str) -> Any:
-    """The pydantic type of a section whose ``tag`` key names one of the components in ``folder``."""
+def union(folder: str, tag: str, default: type[Section] | None = None) -> Any:
+    """The pydantic type of a section whose ``tag`` key names one of the components in ``folder``.
+
+    ``default``: the component that is meant where a section leaves the key out.
+    """
     members = [Annotated[config, Tag(config.model_fields[tag].default)] for config in configs(folder)]
     whole = functools.reduce(operator.or_, members)
-    return Annotated[whole, Field(discriminator=tag)] if len(members) > 1 else whole
+    if len(members) == 1:
+        return whole
+
+    def tagged(section: Any) -> Any:
+        if default is None or not isinstance(section, dict) or tag in section:
+            return section
+        return {tag: default.model_fields[tag].default, **section}
+
+    return Annotated[whole, Field(discriminator=tag), BeforeValidator(tagged)]

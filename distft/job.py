@@ -23,7 +23,17 @@ from pydantic import (
     model_validator,
 )
 
-from distft.component import MAX_COUNT, KeyMistake, LossConfig, ModelConfig, Section, SourceConfig, refuse, union
+from distft.component import (
+    MAX_COUNT,
+    KeyMistake,
+    LossConfig,
+    ModelConfig,
+    Section,
+    SourceConfig,
+    configs,
+    refuse,
+    union,
+)
 from distft.deepspeed_keys import train_misfits
 from distft.losses.softmax.config import Config as Softmax
 from distft.models.transformer.config import Config as Transformer
@@ -35,8 +45,8 @@ if TYPE_CHECKING:
     AnyLoss = LossConfig
 else:
     AnySource = union("data/sources", "source")
-    AnyModel = union("models", "kind")
-    AnyLoss = union("losses", "kind")
+    AnyModel = union("models", "kind", Transformer)
+    AnyLoss = union("losses", "kind", Softmax)
 
 MAX_DAYS = 36_500
 StageName = Literal["prepare", "train", "tune", "finetune", "evaluate", "export"]
@@ -582,6 +592,18 @@ class Job(Section):
             [(misfit.path, misfit.words(str(info.field_name))) for misfit in train_misfits(section)] if section else []
         )
         return section
+
+    @model_validator(mode="after")
+    def _loss_fits_the_model(self) -> Job:
+        if self.model.has_own_scores and not self.loss.takes_own_scores:
+            able = [
+                str(config.model_fields["kind"].default)
+                for config in configs("losses")
+                if issubclass(config, LossConfig) and config.takes_own_scores
+            ]
+            text = f"the loss {self.loss.kind} cannot learn what to copy: leave this out, or take {' or '.join(able)}"
+            refuse([(("model", "copy"), text)])
+        return self
 
     @model_validator(mode="after")
     def _finetune_has_its_section(self) -> Job:

@@ -37,11 +37,17 @@ def excluded_items(
 
 
 def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | None = None) -> ScoreChunk:
-    """The score function of a model for the states ``x_BD``; ``vectors_ND`` are those of all rows, if at hand."""
+    """The score function of a model for the states ``x_BD`` after each history's last event.
+
+    ``vectors_ND`` are those of all rows, if at hand.
+    """
     if model.retrieval == "dot":
         if vectors_ND is None:
             vectors_ND = model.item_vectors(torch.arange(model.num_items, device=x_BD.device))
-        return dot_scores(x_BD, vectors_ND)
+        scores = dot_scores(x_BD, vectors_ND)
+        row_B, position_B = torch.arange(len(x_BD), device=x_BD.device), (batch.length_B - 1).clamp(min=0)
+        own = model.own_scores(x_BD, row_B, position_B, batch)
+        return scores if own is None else lambda start, end: own.add_to(scores(start, end), start)
 
     row_B = torch.arange(len(x_BD), device=x_BD.device)
 

@@ -40,11 +40,12 @@ def test_no_rule_leaves_out_nothing():
     assert excluded_items(histories([4]), "none", TARGETS) is None
 
 
-@pytest.fixture(scope="module")
-def ranker():
+@pytest.fixture(scope="module", params=[False, True], ids=["as it is", "copying"])
+def ranker(request):
     torch.manual_seed(0)
     counts = np.concatenate([[0, 0], np.arange(38, 0, -1)]).astype(np.int64)
-    return Ranker(Config(max_history=16).build(catalog()), 16, SimpleNamespace(has_clock=True, counts=counts))
+    model = Config(max_history=16, copy=request.param).build(catalog())
+    return Ranker(model, 16, SimpleNamespace(has_clock=True, counts=counts))
 
 
 def test_an_empty_history_gets_the_popularity_list_and_changes_no_other(ranker):
@@ -63,10 +64,12 @@ def test_a_rank_is_the_place_in_the_list(ranker):
         assert ranker.ranks(some, targets, excluded).tolist() == [place + 1] * 4
 
 
-def test_scores_are_the_product_of_state_and_item_vector(ranker):
+def test_scores_are_the_product_of_state_and_item_vector_and_what_a_model_adds(ranker):
     some = histories([5, 9])
     batch = history_batch(some, 16, True)
     with torch.inference_mode():
         states = ranker.model.states(batch)[torch.arange(2), batch.length_B - 1]
         expected = states @ ranker.model.item_vectors(torch.arange(40)).T
+        own = ranker.model.own_scores(states, torch.arange(2), batch.length_B - 1, batch)
+        expected += 0 if own is None else own.at(torch.arange(40).expand(2, -1))
     torch.testing.assert_close(ranker.scores(some)(0, 40), expected, rtol=1e-5, atol=1e-6)

@@ -1,10 +1,11 @@
 """The protocol of a model: a causal state for every event, vectors for the items asked for, and scores.
 
-Shape legend: B histories, L positions, D width, N rows (one position each), K items of a row.
+Shape legend: B histories, L positions, D width, N rows (one position each), K items of a row, P additions.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,6 +13,36 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distft.schema import Batch
+
+
+@dataclass(frozen=True)
+class OwnScores:
+    """What a model adds to the scores of a few items of each state, such as those of its history.
+
+    ``bonus_P`` fp32 is added to the score of item row ``item_P`` in state ``state_P``. States ascend; an item may come
+    several times in one state, its additions are summed.
+    """
+
+    state_P: Tensor
+    item_P: Tensor
+    bonus_P: Tensor
+
+    def at(self, items_NK: Tensor) -> Tensor:
+        """bonus_NK of K items for each of N states, 0 where there is none."""
+        size = 1 + int(torch.cat([self.item_P, items_NK.reshape(-1)]).max()) if items_NK.numel() else 1
+        key_P, inverse_P = torch.unique(self.state_P * size + self.item_P, return_inverse=True)
+        sum_P = self.bonus_P.new_zeros(len(key_P) + 1).index_add(0, inverse_P, self.bonus_P)
+        wanted_NK = torch.arange(len(items_NK), device=items_NK.device)[:, None] * size + items_NK
+        place_NK = torch.searchsorted(key_P, wanted_NK.contiguous())
+        found_NK = torch.cat([key_P, key_P.new_full((1,), -1)])[place_NK] == wanted_NK
+        return torch.where(found_NK, sum_P[place_NK], 0.0)
+
+    def add_to(self, s_NC: Tensor, start: int) -> Tensor:
+        """``s_NC``, the scores of item rows ``start`` to ``start`` + C - 1, with the additions; changed in place."""
+        inside_P = (self.item_P >= start) & (self.item_P < start + s_NC.shape[1])
+        index_P = (self.state_P * s_NC.shape[1] + self.item_P - start)[inside_P]
+        s_NC.view(-1).index_add_(0, index_P, self.bonus_P[inside_P].to(s_NC.dtype))
+        return s_NC
 
 
 class Model(nn.Module):
@@ -42,6 +73,13 @@ class Model(nn.Module):
         """
         v_NKD = self.item_vectors(items_NK.reshape(-1)).view(*items_NK.shape, -1)
         return torch.einsum("nd,nkd->nk", x_ND, v_NKD)
+
+    def own_scores(self, x_ND: Tensor, row_N: Tensor, position_N: Tensor, batch: Batch) -> OwnScores | None:
+        """What is added to the scores of single items in the states ``x_ND``; None, the default, adds nothing.
+
+        State i stands at ``position_N``[i] of history ``row_N``[i], and only events up to there may take part.
+        """
+        return None
 
     def through(self, block: nn.Module, *inputs: Any) -> Tensor:
         """What ``block`` gives for ``inputs``; with ``recompute`` all inside it is computed again for the gradient.

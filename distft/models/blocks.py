@@ -6,6 +6,8 @@ head.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,30 +84,54 @@ class EventEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: causal self-attention, then a feed-forward layer, each added to its input."""
+    """Pre-norm transformer block: causal self-attention, then a feed-forward layer, each added to its input.
 
-    def __init__(self, dim: int, num_heads: int, hidden: int, dropout: float) -> None:
+    ``gated``: SwiGLU instead of GELU (Shazeer, 2020, arXiv:2002.05202). ``rotary``: queries and keys are turned by
+    their positions, so that their product knows how far they are apart (Su et al., 2021, arXiv:2104.09864).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, hidden: int, dropout: float, *, gated: bool = False, rotary: bool = False
+    ) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads, self.dropout, self.gated, self.rotary = num_heads, dropout, gated, rotary
         self.attention_norm = nn.LayerNorm(dim)
         self.qkv = Linear(dim, 3 * dim)
         self.out = Linear(dim, dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
-        self.up = Linear(dim, hidden)
+        self.up = Linear(dim, 2 * hidden if gated else hidden)
         self.down = Linear(hidden, dim)
 
-    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x_ND: Tensor, packing: Packing, _: Any = None) -> Tensor:
         """x_ND of the packed positions."""
         x_ND = x_ND + self._drop(self.out(self._attend(self.attention_norm(x_ND), packing)))
-        hidden = self._drop(F.gelu(self.up(self.feed_forward_norm(x_ND))))
-        return x_ND + self._drop(self.down(hidden))
+        hidden = self.up(self.feed_forward_norm(x_ND))
+        if self.gated:
+            gate, hidden = hidden.chunk(2, dim=1)
+            hidden = F.silu(gate) * hidden
+        else:
+            hidden = F.gelu(hidden)
+        return x_ND + self._drop(self.down(self._drop(hidden)))
 
     def _attend(self, x_ND: Tensor, packing: Packing) -> Tensor:
         qkv_N3HE = self.qkv(x_ND).view(len(x_ND), 3, self.num_heads, x_ND.shape[1] // self.num_heads)
+        if self.rotary:
+            qk_N2HE, v_N1HE = qkv_N3HE.split([2, 1], dim=1)
+            qkv_N3HE = torch.cat([rotated(qk_N2HE, packing.position_N), v_N1HE], 1)
         return attend(qkv_N3HE, packing, self.dropout if self.training else 0.0).flatten(1)
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout, self.training)
+
+
+def rotated(x_NKHE: Tensor, position_N: Tensor) -> Tensor:
+    """Each vector of width E turned by its position: pair i of its elements by position / 10000^(2i/E)."""
+    half = x_NKHE.shape[-1] // 2
+    rate_F = 10_000.0 ** (-torch.arange(half, device=position_N.device) / half)
+    angle_NF = position_N[:, None] * rate_F
+    cos, sin = (turn.to(x_NKHE.dtype)[:, None, None] for turn in (angle_NF.cos(), angle_NF.sin()))
+    first, second = x_NKHE.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 def init_normal(module: nn.Module, std: float = INIT_STD) -> None:

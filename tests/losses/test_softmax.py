@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from distft.losses.softmax.config import Config
 from distft.losses.softmax.loss import chunked_cross_entropy
+from distft.models.base import OwnScores
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
@@ -27,6 +28,23 @@ def test_value_and_gradients_equal_the_plain_loss(label_smoothing, max_logits):
     torch.testing.assert_close(v.grad, expected[1].float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("max_logits", [1, 100, 10**6])
+def test_additions_to_single_logits_equal_the_plain_loss(label_smoothing, max_logits):
+    torch.manual_seed(0)
+    x, v = torch.randn(37, 8, requires_grad=True), torch.randn(29, 8, requires_grad=True)
+    state = torch.randint(0, 37, (200,)).sort().values  # some states have none, some items come twice in a state
+    item, bonus = torch.randint(0, 29, (200,)), (3 * torch.randn(200)).requires_grad_()
+    target = torch.randint(0, 29, (37,))
+    logits = (x @ v.T).index_put((state, item), bonus, accumulate=True)
+    plain = F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
+    loss = chunked_cross_entropy(x, v, target, label_smoothing, max_logits, OwnScores(state, item + 2, bonus))
+    torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-4)
+    found = torch.autograd.grad(3 * loss, [x, v, bonus])
+    for mine, torchs in zip(found, torch.autograd.grad(3 * plain, [x, v, bonus]), strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=1e-4, atol=1e-4)
+
+
 def test_no_targets_give_zero_and_zero_gradients():
     x = torch.randn(0, 4, requires_grad=True)
     v = torch.randn(5, 4, requires_grad=True)
@@ -34,6 +52,13 @@ def test_no_targets_give_zero_and_zero_gradients():
     loss.backward()
     assert loss.item() == 0
     assert not v.grad.any()
+
+
+def test_no_targets_give_additions_a_gradient_of_nothing():
+    x, v, nothing = torch.randn(0, 4), torch.randn(5, 4), torch.zeros(0, dtype=torch.int64)
+    bonus = torch.zeros(0, requires_grad=True)
+    chunked_cross_entropy(x, v, nothing, 0.0, 100, OwnScores(nothing, nothing, bonus)).backward()
+    assert bonus.grad is not None
 
 
 def test_frozen_item_vectors_cost_no_gradient():

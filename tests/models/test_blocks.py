@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from distft.models.blocks import ItemEmbedding
+from distft.models.blocks import ItemEmbedding, rotated
 from tests.factories import catalog
 
 
@@ -25,3 +26,17 @@ def test_one_hot_categories_go_through_a_matrix() -> None:
     )
     torch.testing.assert_close(embedding(items), everything_ND[items])
     assert (codes_NM > 0).sum(1).max() > 1
+
+
+@torch.inference_mode()
+def test_rotated_products_depend_on_the_distance_alone() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(8), torch.randn(8)
+
+    def product(first: int, second: int) -> float:
+        turned = rotated(torch.stack([q, k])[:, None, None], torch.tensor([first, second]))
+        return float(turned[0, 0, 0] @ turned[1, 0, 0])
+
+    assert product(7, 3) == pytest.approx(product(14, 10), abs=1e-5)
+    assert product(7, 3) != pytest.approx(product(7, 4), abs=1e-3)
+    assert product(5, 5) == pytest.approx(float(q @ k), abs=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Config(LossConfig):
     """Full softmax, computed in chunks, so that the logits of all positions never exist at once."""
 
+    takes_own_scores: ClassVar[bool] = True
     kind: Literal["softmax"] = "softmax"
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items")
     max_logits: int = Field(2_000_000, ge=1, le=MAX_COUNT, description="logits held at once; bounds the loss's memory")

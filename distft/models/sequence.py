@@ -1,0 +1,88 @@
+"""What the models over a sequence of events share: embed the events, go through blocks, rank by a dot product.
+
+Enters: a Batch. Leaves: one state per event; items are ranked by the product of state and item vector, where the item
+vectors are the input embeddings themselves (tied). Surprising choice: all blocks see the packed positions, of real
+events alone, and whatever looks along a history asks the packing where it lies.
+
+Shape legend: B histories, L positions, N packed positions (or items), D width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from distft.models.base import Model, OwnScores
+from distft.models.blocks import EventEmbedding, ItemEmbedding, init_normal
+from distft.models.copying import Copying, own_scores
+from distft.models.dropout import dropout
+from distft.models.packing import Packing
+from distft.schema import Batch, Catalog
+
+if TYPE_CHECKING:
+    from distft.component import SequenceConfig
+
+
+class SequenceModel(Model):
+    """Blocks over the latest ``max_history`` events, each called with x_ND, the packing, and what ``look`` found."""
+
+    retrieval = "dot"
+
+    def __init__(self, config: SequenceConfig, catalog: Catalog) -> None:
+        super().__init__()
+        self.num_items, self.state_dim = catalog.num_items, config.dim
+        self.dropout = config.dropout
+        self.scale = config.dim**0.5
+        self.items = ItemEmbedding(catalog, config.dim, config.item_features)
+        self.events = EventEmbedding(catalog, config.dim)
+        # Positions count from the window's oldest event, so that padding on the right changes nothing.
+        self.positions = nn.Embedding(config.max_history, config.dim) if self.has_positions(config) else None
+        self.blocks = nn.ModuleList(self.new_block(config, catalog) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(config.dim)
+        self.apply(init_normal)
+        self.copying = Copying(catalog, config.dim) if config.copy_ else None  # keeps its zeros
+
+    def has_positions(self, config: Any) -> bool:
+        """True where a learnt embedding of its position is added to each event."""
+        return False
+
+    def new_block(self, config: Any, catalog: Catalog) -> nn.Module:
+        """A block: forward(x_ND, packing, what ``look`` found) → x_ND."""
+        raise NotImplementedError
+
+    def look(self, packing: Packing, packed: Batch) -> Any:
+        """What all blocks want to know of a batch beside the states, found once."""
+        return None
+
+    def states(self, batch: Batch) -> Tensor:
+        """x_BLD after each event, zeros at the padding."""
+        packing = Packing.of(batch)
+        packed = packing.pack(batch)
+        x_ND = self.events(packed, self.items(packed.item_BL))[0] * self.scale
+        if self.positions is not None:
+            x_ND = x_ND + self.positions(packing.position_N)
+        x_ND = dropout(x_ND, self.dropout, self.training)
+        found = self.look(packing, packed)
+        for block in self.blocks:
+            x_ND = self.through(block, x_ND, packing, found)
+        return packing.unpack(self.norm(x_ND))
+
+    def item_vectors(self, items_N: Tensor) -> Tensor:
+        """v_ND: the input embeddings of the items."""
+        v_ND: Tensor = self.items(items_N)
+        return v_ND
+
+    def own_scores(self, x_ND: Tensor, row_N: Tensor, position_N: Tensor, batch: Batch) -> OwnScores | None:
+        """The additions of ``copy: true``."""
+        return None if self.copying is None else own_scores(self.copying, x_ND, row_N, position_N, batch)
+
+    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
+        """embeddings, blocks.0 … blocks.n-1, head."""
+        positions = [] if self.positions is None else [*self.positions.parameters()]
+        copying = [] if self.copying is None else [*self.copying.parameters()]
+        return {
+            "embeddings": [*self.items.parameters(), *self.events.parameters(), *positions],
+            **{f"blocks.{index}": list(block.parameters()) for index, block in enumerate(self.blocks)},
+            "head": [*self.norm.parameters(), *copying],
+        }
