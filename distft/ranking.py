@@ -1,5 +1,9 @@
 """A model and a history in, ranked items out: one code for validation, evaluation, serving and batch scoring.
 
+Enters: a model, or states and item vectors, with histories. Leaves: lists of items, or the places of targets.
+Surprising choice: a target's own score is computed as one more product of the kind that scores the whole catalogue, and
+not as a sum of its own, because only so it is that score to the last bit, and ties are ties.
+
 Shape legend: B histories, D width, N items, C items of a chunk, K results.
 """
 
@@ -16,9 +20,17 @@ from torch import Tensor
 
 from distft.data.collate import history_batch
 from distft.data.encode import Encoder
-from distft.models.base import Model, last_states
+from distft.models.base import Model, OwnScores, last_states
+from distft.models.products import times_transposed
+from distft.models.threads import each
 from distft.schema import NUM_RESERVED, Batch, Histories
-from distft.topk import ScoreChunk, dot_scores, target_ranks, top_k
+from distft.topk import ScoreChunk, target_ranks, top_k
+
+BATCH_ROWS = 1024
+"""Histories that ``dot_ranks`` ranks at once."""
+
+DIAGONAL_ROWS = 256
+"""Rows of the square products whose diagonals are the targets' own scores."""
 
 ExcludeSeen = Literal["all", "targets", "none"]
 
@@ -36,6 +48,52 @@ def excluded_items(
     return [np.unique(histories.item_row[low:high][counts[low:high]]) for low, high in bounds]
 
 
+class DotScores:
+    """The score function of states ``x_BD`` and the vectors ``vectors_ND`` of all item rows: their product, and what
+    the model adds to single items.
+    """
+
+    def __init__(self, x_BD: Tensor, vectors_ND: Tensor, own: OwnScores | None = None) -> None:
+        self.x_BD, self.vectors_ND, self.own = x_BD.contiguous(), vectors_ND, own
+
+    def __call__(self, start: int, end: int) -> Tensor:
+        """s_BC of the item rows start..end-1."""
+        s_BC = times_transposed(self.x_BD, self.vectors_ND[start:end])
+        return s_BC if self.own is None else self.own.add_to(s_BC, start)
+
+    def of(self, item_B: Tensor) -> Tensor:
+        """s_B: each history's score of one item row; the bits of a chunk wherever the library can."""
+        parts = [slice(start, start + DIAGONAL_ROWS) for start in range(0, max(1, len(item_B)), DIAGONAL_ROWS)]
+        products = [times_transposed(self.x_BD[part], self.vectors_ND[item_B[part]]) for part in parts]
+        s_B = torch.cat([product.diagonal() for product in products])
+        if self.own is not None:
+            asked_P = self.own.item_P == item_B[self.own.state_P]
+            s_B.index_add_(0, self.own.state_P[asked_P], self.own.bonus_P[asked_P].to(s_B.dtype))
+        return s_B
+
+
+def dot_ranks(
+    x_BD: Tensor, vectors_ND: Tensor, target_B: Tensor, excluded: list[NDArray[np.int32]] | None = None
+) -> Tensor:
+    """rank_B of each history's target, from 1, for any number of histories; num_items + 1 for a miss.
+
+    Beside its arguments it holds one chunk of scores for each thread.
+    """
+
+    def ranks(start: int) -> Tensor:
+        rows = slice(start, start + BATCH_ROWS)
+        scores, out = DotScores(x_BD[rows], vectors_ND), None if excluded is None else excluded[rows]
+        return ranks_by(scores, len(vectors_ND), target_B[rows], out)
+
+    return torch.cat([target_B[:0], *each(ranks, range(0, len(x_BD), BATCH_ROWS))])
+
+
+def ranks_by(scores: ScoreChunk, num_items: int, target_B: Tensor, excluded: list[NDArray[np.int32]] | None) -> Tensor:
+    """``topk.target_ranks``, told the targets' own scores where the score function can tell them beforehand."""
+    expected_B = scores.of(target_B.clamp(0, num_items - 1)) if isinstance(scores, DotScores) else None
+    return target_ranks(scores, num_items, target_B, excluded, expected_B)
+
+
 def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | None = None) -> ScoreChunk:
     """The score function of a model for the states ``x_BD`` after each history's last event.
 
@@ -44,10 +102,8 @@ def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | N
     if model.retrieval == "dot":
         if vectors_ND is None:
             vectors_ND = model.item_vectors(torch.arange(model.num_items, device=x_BD.device))
-        scores = dot_scores(x_BD, vectors_ND)
         row_B, position_B = torch.arange(len(x_BD), device=x_BD.device), (batch.length_B - 1).clamp(min=0)
-        own = model.own_scores(x_BD, row_B, position_B, batch)
-        return scores if own is None else lambda start, end: own.add_to(scores(start, end), start)
+        return DotScores(x_BD, vectors_ND, model.own_scores(x_BD, row_B, position_B, batch))
 
     row_B = torch.arange(len(x_BD), device=x_BD.device)
 
@@ -104,5 +160,5 @@ class Ranker:
     ) -> NDArray[np.int64]:
         """Rank of each history's target, from 1; num_items + 1 for a miss."""
         target_B = torch.from_numpy(targets.astype(np.int64))
-        rank_B = target_ranks(self.scores(histories), self.model.num_items, target_B, excluded)
+        rank_B = ranks_by(self.scores(histories), self.model.num_items, target_B, excluded)
         return np.asarray(rank_B.numpy(), np.int64)

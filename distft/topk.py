@@ -1,14 +1,20 @@
 """Exact top-k and target ranks over the whole catalogue: one code for evaluator, predictor and batch scoring.
 
-Scores come in chunks of items, so that [B, N] never exists at once; PAD and UNKNOWN are never ranked. Of equal
-scores the lower item row comes first, everywhere: an evaluated rank is the place that the server would show.
+Enters: a function that scores a range of item rows. Leaves: the best rows, or the places of targets. Scores come in
+chunks of items, so that [B, N] never exists at once; PAD and UNKNOWN are never ranked. Of equal scores the lower item
+row comes first, everywhere: an evaluated rank is the place that the server would show.
 
-Shape legend: B histories, D width, N items, C items of one chunk, K results.
+Surprising choice: a rank needs its target's score before the chunk that holds it was computed. The caller may say what
+to expect; the chunk's own score has the last word, and where the two differ in any bit all chunks are counted again.
+
+Shape legend: B histories, N items, C items of one chunk, K results, P exclusions (history and item), H histories whose
+target is in a chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,13 +26,14 @@ from distft.schema import NUM_RESERVED
 ScoreChunk = Callable[[int, int], Tensor]
 """(start, end) → s_BC: scores of the item rows start..end-1 for every history."""
 
-CHUNK_SCORES = 4_000_000
-"""Scores held at once: 16 MB in fp32, which stays in a CPU's cache hierarchy and is nothing on a GPU."""
+CHUNK_SCORES = 1 << 19
+"""Scores computed at once on a CPU: 2 MB in fp32, which are still in its caches when they are read."""
 
+DEVICE_CHUNK_SCORES = 1 << 24
+"""Scores computed at once on a GPU, where a chunk costs what it takes to start it."""
 
-def dot_scores(x_BD: Tensor, vectors_ND: Tensor) -> ScoreChunk:
-    """The score function of a model that ranks by the product of state and item vector."""
-    return lambda start, end: x_BD @ vectors_ND[start:end].T
+LANES = 8
+"""Truth values in one 64-bit number, which may be added up 255 times before one spills into the next."""
 
 
 def top_k(
@@ -52,51 +59,150 @@ def top_k(
 
 
 def target_ranks(
-    scores: ScoreChunk, num_items: int, target_B: Tensor, excluded: Sequence[NDArray[np.int32]] | None
+    scores: ScoreChunk,
+    num_items: int,
+    target_B: Tensor,
+    excluded: Sequence[NDArray[np.int32]] | None,
+    expected_B: Tensor | None = None,
 ) -> Tensor:
     """rank_B int64, from 1: the place of each target in the list that ``top_k`` would give.
 
-    A target that is not in the catalogue, or is excluded, is a miss: its rank is ``num_items + 1``.
+    A target that is not in the catalogue, or is excluded, is a miss: its rank is ``num_items + 1``. ``expected_B``:
+    the targets' own scores, as far as known; where they are those of the chunks, every chunk is computed once.
     """
-    batch_size = len(target_B)
-    target_s_B = torch.full((batch_size,), -torch.inf, device=target_B.device)
-    for start, s_BC in _chunks(scores, num_items, batch_size, excluded):
-        inside_B = (target_B >= start) & (target_B < start + s_BC.shape[1])
-        index_B = (target_B - start).clamp(0, s_BC.shape[1] - 1)
-        target_s_B = torch.where(inside_B, s_BC.gather(1, index_B[:, None])[:, 0], target_s_B)
-    rank_B = torch.ones_like(target_B)
-    for start, s_BC in _chunks(scores, num_items, batch_size, excluded):
-        rows_C = torch.arange(start, start + s_BC.shape[1], device=s_BC.device)
-        better_BC = s_BC > target_s_B[:, None]
-        better_BC |= (s_BC == target_s_B[:, None]) & (rows_C < target_B[:, None])
-        rank_B += better_BC.sum(1)
-    return torch.where(torch.isneginf(target_s_B), num_items + 1, rank_B)
+    missed = num_items + 1
+    spans = _spans(num_items, len(target_B), target_B.device)
+    if not spans or not len(target_B):
+        return torch.full_like(target_B, missed)
+    if len(spans) == 1:
+        s_BN = scores(*spans[0])
+        scores = lambda start, end: s_BN  # noqa: E731
+    ruled_out = _Exclusions.of(excluded)
+    known_B = (target_B >= NUM_RESERVED) & (target_B < num_items)
+    own_B = _own_scores(scores, spans, target_B) if expected_B is None else _ordered(expected_B.float())
+    own_B = own_B.masked_fill(~known_B, -torch.inf)
+    rank_B, found_B = _places(scores, spans, target_B, own_B, ruled_out)
+    if not torch.equal(found_B, own_B):
+        rank_B, found_B = _places(scores, spans, target_B, found_B, ruled_out)
+    return rank_B.masked_fill(torch.isneginf(found_B) | ruled_out.holds(target_B), missed)
+
+
+def _places(
+    scores: ScoreChunk, spans: Sequence[tuple[int, int]], target_B: Tensor, own_B: Tensor, ruled_out: _Exclusions
+) -> tuple[Tensor, Tensor]:
+    """(rank_B of a target with the score own_B, the target's score in the chunks: -inf where they have none).
+
+    What needs few of a chunk's scores is only gathered here, chunk by chunk, and computed at the end.
+    """
+    width, rank_B = spans[0][1] - spans[0][0], torch.ones_like(target_B)
+    below_B = torch.nextafter(own_B, torch.full_like(own_B, -torch.inf))
+    around_BC = own_B.new_full((len(own_B), width), torch.nan)  # the chunk that holds a history's target
+    s_parts = []
+    places = ruled_out.places(spans, own_B.device)
+    for (start, end), here_H, place_P in zip(spans, _whose(target_B, spans), places, strict=True):
+        s_BC = scores(start, end).float()
+        # Up to the target's own row an equal score comes before it; behind that row only a higher one.
+        rank_B += _num_above(s_BC, torch.where(target_B < end, own_B, below_B))
+        around_BC[here_H, : end - start] = s_BC[here_H]
+        s_parts.append(s_BC.take(place_P))
+    column_B1 = ((target_B - NUM_RESERVED) % width)[:, None]
+    before_BC = torch.arange(width, device=own_B.device) < column_B1
+    rank_B += (before_BC & (around_BC == own_B[:, None])).sum(1)
+    s_P = torch.cat(s_parts)
+    row_P, item_P = (torch.from_numpy(some[: len(s_P)]).to(s_P.device) for some in (ruled_out.row_P, ruled_out.item_P))
+    own_P = own_B[row_P]
+    better_P = (s_P > own_P) | ((s_P == own_P) & (item_P < target_B[row_P]))
+    rank_B.index_add_(0, row_P, better_P.long(), alpha=-1)
+    return rank_B, _ordered(around_BC.gather(1, column_B1)[:, 0])
+
+
+def _own_scores(scores: ScoreChunk, spans: Sequence[tuple[int, int]], target_B: Tensor) -> Tensor:
+    own_B = torch.full(target_B.shape, -torch.inf, device=target_B.device)
+    for (start, end), here_H in zip(spans, _whose(target_B, spans), strict=True):
+        if len(here_H):
+            own_B[here_H] = scores(start, end).float()[here_H, target_B[here_H] - start]
+    return _ordered(own_B)
+
+
+def _whose(target_B: Tensor, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """The histories whose target is in each of the spans."""
+    target = target_B.cpu().numpy()
+    order_B = np.argsort(target, kind="stable")
+    bounds = np.searchsorted(target[order_B], spans)
+    return [torch.from_numpy(order_B[low:high]).to(target_B.device) for low, high in bounds]
+
+
+def _num_above(s_BC: Tensor, least_B: Tensor) -> Tensor:
+    """Scores of each row that are above ``least_B``, int64; a NaN is above nothing.
+
+    On a CPU numpy compares several times as fast as torch, and eight truth values are added up in one addition.
+    """
+    if s_BC.device.type != "cpu":
+        return (s_BC > least_B[:, None]).sum(1)
+    s, least = s_BC.detach().numpy(), least_B.numpy()[:, None]
+    num_B = np.zeros(len(s), np.int64)
+    for start in range(0, s.shape[1], 255 * LANES):
+        part = s[:, start : start + 255 * LANES]
+        above = np.empty((len(s), -(-part.shape[1] // LANES) * LANES), np.bool_)
+        above[:, part.shape[1] :] = False
+        np.greater(part, least, out=above[:, : part.shape[1]])
+        num_B += above.view(np.int64).sum(1).view(np.uint8).reshape(len(s), LANES).sum(1, dtype=np.int64)
+    return torch.from_numpy(num_B)
+
+
+def _spans(num_items: int, batch_size: int, device: torch.device) -> list[tuple[int, int]]:
+    """The (start, end) of every chunk of item rows; all but the last are equally wide."""
+    width = max(1, (CHUNK_SCORES if device.type == "cpu" else DEVICE_CHUNK_SCORES) // max(1, batch_size))
+    return [(start, min(start + width, num_items)) for start in range(NUM_RESERVED, num_items, width)]
+
+
+def _ordered(s: Tensor) -> Tensor:
+    """The scores with -inf for a NaN, which would compare false with everything and so come first."""
+    return torch.nan_to_num(s, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _chunks(
     scores: ScoreChunk, num_items: int, batch_size: int, excluded: Sequence[NDArray[np.int32]] | None
 ) -> Iterator[tuple[int, Tensor]]:
-    width = max(1, CHUNK_SCORES // max(1, batch_size))
-    pairs = _flat(excluded)
-    for start in range(NUM_RESERVED, num_items, width):
-        end = min(start + width, num_items)
-        s_BC = scores(start, end).float()
-        # A NaN would compare false with everything and so rank first; it must rank last.
-        s_BC = torch.nan_to_num(s_BC, nan=-torch.inf, posinf=torch.finfo(torch.float32).max, neginf=-torch.inf)
-        if pairs is not None:
-            row_P, item_P = pairs
-            inside = (item_P >= start) & (item_P < end)
-            s_BC[row_P[inside], item_P[inside] - start] = -torch.inf
+    cpu = torch.device("cpu")
+    spans = _spans(num_items, batch_size, cpu)
+    for (start, end), place_P in zip(spans, _Exclusions.of(excluded).places(spans, cpu), strict=True):
+        s_BC = _ordered(scores(start, end).float()).contiguous()
+        s_BC.view(-1).index_fill_(0, place_P.to(s_BC.device), -torch.inf)
         yield start, s_BC
 
 
-def _flat(excluded: Sequence[NDArray[np.int32]] | None) -> tuple[Tensor, Tensor] | None:
-    """(history, item) of every exclusion, as two flat index tensors."""
-    if excluded is None:
-        return None
-    row_P = np.repeat(np.arange(len(excluded)), [len(items) for items in excluded])
-    item_P = np.concatenate([np.zeros(0, np.int64), *excluded])
-    return torch.from_numpy(row_P), torch.from_numpy(item_P.astype(np.int64))
+@dataclass(frozen=True)
+class _Exclusions:
+    """Which history rules out which item: two flat arrays, by ascending item, so that a chunk's are a slice."""
+
+    row_P: NDArray[np.int64]
+    item_P: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, excluded: Sequence[NDArray[np.int32]] | None) -> _Exclusions:
+        lists, size = excluded or (), max(1, len(excluded or ()))
+        row_P = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
+        item_P = np.concatenate([np.zeros(0, np.int64), *lists]).astype(np.int64)
+        ranked = item_P >= NUM_RESERVED
+        key_P = np.unique(item_P[ranked] * size + row_P[ranked])  # an item that is named twice is ruled out once
+        item_P, row_P = np.divmod(key_P, size)
+        return cls(row_P, item_P)
+
+    def places(self, spans: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        """For each chunk the places, row after row, of the scores that are ruled out."""
+        bounds = np.searchsorted(self.item_P, spans)
+        rows, items = ([some[low:high] for low, high in bounds] for some in (self.row_P, self.item_P))
+        return [
+            torch.from_numpy(row * (end - start) + item - start).to(device)
+            for (start, end), row, item in zip(spans, rows, items, strict=True)
+        ]
+
+    def holds(self, target_B: Tensor) -> Tensor:
+        """True for each history that rules out its own target."""
+        held_B = np.zeros(len(target_B), np.bool_)
+        held_B[self.row_P[self.item_P == target_B.cpu().numpy()[self.row_P]]] = True
+        return torch.from_numpy(held_B).to(target_B.device)
 
 
 def _best(s_BC: Tensor, rows_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft import topk
-from distft.topk import dot_scores, target_ranks, top_k
+from distft.topk import target_ranks, top_k
 
 
 def plain_order(s_BN: np.ndarray, excluded: list[np.ndarray]) -> list[list[int]]:
@@ -51,9 +51,58 @@ def test_equals_a_plain_sort_with_ties_and_exclusions(num_items, batch_size, k, 
         assert int(rank_B[index]) == (order.index(target) + 1 if target in order else num_items + 1)
 
 
-def test_dot_scores_are_the_matrix_product():
-    x_BD, v_ND = torch.randn(3, 8), torch.randn(20, 8)
-    assert torch.equal(dot_scores(x_BD, v_ND)(4, 9), (x_BD @ v_ND[4:9].T))
+@settings(max_examples=40, deadline=None)
+@given(
+    num_items=st.integers(3, 60), batch_size=st.integers(1, 6), distinct=st.integers(1, 50), chunk=st.integers(1, 100),
+    wrong=st.floats(0, 1), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_what_was_expected_of_a_target_changes_no_rank(num_items, batch_size, distinct, chunk, wrong, seed):
+    rng = np.random.default_rng(seed)
+    scores = torch.from_numpy(rng.integers(0, distinct, (batch_size, num_items)).astype(np.float32))
+    target_B = torch.from_numpy(rng.integers(0, num_items, batch_size))
+    expected_B = scores.gather(1, target_B[:, None])[:, 0]
+    expected_B = torch.where(torch.from_numpy(rng.random(batch_size) < wrong), expected_B + 0.5, expected_B)
+    excluded = [rng.integers(0, num_items, 4).astype(np.int32) for _ in range(batch_size)]
+    before, topk.CHUNK_SCORES = topk.CHUNK_SCORES, chunk
+    try:
+        rank_B = target_ranks(lambda a, b: scores[:, a:b], num_items, target_B, excluded, expected_B)
+    finally:
+        topk.CHUNK_SCORES = before
+    orders = plain_order(scores.numpy(), excluded)
+    expected = [
+        order.index(target) + 1 if target in order else num_items + 1
+        for order, target in zip(orders, target_B.tolist(), strict=True)
+    ]
+    assert rank_B.tolist() == expected
+
+
+@pytest.mark.parametrize(("expected", "passes"), [(torch.tensor([5.0, 7.0]), 1), (torch.tensor([5.0, 6.0]), 2)])
+def test_chunks_are_computed_once_where_the_expectation_holds(monkeypatch, expected, passes):
+    monkeypatch.setattr(topk, "CHUNK_SCORES", 6)
+    starts = []
+
+    def scores(start, end):
+        starts.append(start)
+        return torch.arange(start, end).float().expand(2, -1)
+
+    assert target_ranks(scores, 10, torch.tensor([5, 7]), None, expected).tolist() == [5, 3]
+    assert starts == [2, 5, 8] * passes
+
+
+def test_counting_by_lanes_neither_loses_nor_spills():
+    rng = np.random.default_rng(0)
+    for width in (1, 7, 8, 2039, 2040, 2041, 5000):
+        s_BC = torch.from_numpy(rng.random((3, width), np.float32))
+        for least in (-1.0, 0.5, 2.0):
+            least_B = torch.full((3,), least)
+            assert torch.equal(topk._num_above(s_BC, least_B), (s_BC > least).sum(1)), (width, least)
+
+
+def test_an_endless_score_ranks_first_and_ties_with_its_like():
+    scores = torch.tensor([[0.0, 0.0, torch.inf, 1.0, torch.inf, 3e38]])
+    assert top_k(lambda a, b: scores[:, a:b], 6, 4, None, 1)[1].tolist() == [[2, 4, 5, 3]]
+    ranks = [target_ranks(lambda a, b: scores[:, a:b], 6, torch.tensor([row]), None).item() for row in (2, 4, 5, 3)]
+    assert ranks == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
