@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Tag, model_validator
 
@@ -73,6 +73,8 @@ class ModelConfig(Section):
     """The ``model`` section; a subclass adds its own keys and builds its model."""
 
     kind: str
+    retrieval: ClassVar[Literal["dot", "pair"]] = "dot"
+    """That of the model: by the product of state and item vector, or pair by pair."""
     max_history: int = Field(50, ge=1, le=10_000, description="events of a history that the model reads: the latest")
 
     @property
@@ -108,6 +110,8 @@ class LossConfig(Section):
     kind: str
     takes_own_scores: ClassVar[bool] = False
     """True if the loss counts what a model adds to the scores of single items (``Model.own_scores``)."""
+    takes_pairs: ClassVar[bool] = True
+    """False if the loss is for models alone that rank by the product of state and item vector."""
 
     def build(self, catalog: Catalog, state_dim: int) -> Loss:
         """A new loss for a model of this catalog whose states are ``state_dim`` wide."""

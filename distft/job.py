@@ -603,6 +603,8 @@ class Job(Section):
             ]
             text = f"the loss {self.loss.kind} cannot learn what to copy: leave this out, or take {' or '.join(able)}"
             refuse([(("model", "copy"), text)])
+        if self.model.retrieval == "pair" and not self.loss.takes_pairs:
+            refuse([(("loss", "kind"), f"expected a loss of single pairs, such as bce, for a model {self.model.kind}")])
         return self
 
     @model_validator(mode="after")

@@ -79,6 +79,21 @@ def test_three_mistakes_are_told_at_once_in_the_order_of_the_file():
         ("seed: -1", "seed: -1: expected at least 0"),
         ("train: {learning_rate: .inf}", "learning_rate: .inf: expected a finite number"),
         ("tune: 3", "tune: 3: expected a section of keys"),
+        ("loss: {kind: sofmax}", "9:8: loss.kind: 'sofmax'.*Did you mean 'softmax'"),
+        ("loss: {kind: gbce, num_negatives: 0}", "9:20: loss.num_negatives: 0: expected at least 1"),
+        (
+            "loss: {kind: bce, sampling: in_batch}",
+            "9:19: loss.sampling: 'in_batch': expected 'uniform' or 'popularity'",
+        ),
+        (
+            "loss: {kind: sampled_softmax, sampling: in_batch, negatives_shared: false}",
+            "9:51: loss.negatives_shared: false: the targets of a micro-batch .sampling: in_batch. are always shared",
+        ),
+        (
+            "loss: {kind: adversarial, num_negatives: 300}",
+            r"9:27: loss.num_negatives: 300: expected less than pool_size \(256\)",
+        ),
+        ("loss: {kind: adversarial, temperature: 0}", "loss.temperature: 0: expected more than 0"),
     ],
 )
 def test_a_mistake_says_where_what_and_what_was_expected(extra, expected):

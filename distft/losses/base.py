@@ -3,20 +3,55 @@
 With means, the gradient would depend on how a batch was cut into micro-batches and ranks. With sums, the step
 divides once, by the count of the whole batch.
 
-Shape legend: M positions that have a target, D width.
+Shape legend: B histories, L positions, M positions that have a target, D width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from distft.models.base import Model
-from distft.schema import Batch
+from distft.schema import PAD, Batch
 
 
 class Loss(nn.Module):
-    """Base of all losses. May own parameters (an adversary's), never a second optimiser."""
+    """Base of all losses. May own parameters (an adversary's), never a second optimiser.
+
+    ``depends_on_cut``: the loss of a position depends on which others share its micro-batch, so that the number of
+    ranks and the size of a micro-batch are part of what is trained.
+    """
+
+    depends_on_cut: ClassVar[bool] = False
 
     def forward(self, model: Model, x_BLD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_sum: fp32 scalar, count: int64 scalar) over the positions of ``batch`` that have a target."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The positions that have a target: their state, target and its value, and where they stand in the batch."""
+
+    x_MD: Tensor
+    target_M: Tensor
+    value_M: Tensor
+    row_M: Tensor
+    position_M: Tensor
+
+    @classmethod
+    def of(cls, x_BLD: Tensor, batch: Batch) -> Wanted:
+        """Those of a batch, row after row."""
+        row_M, position_M = (batch.target_BL != PAD).nonzero(as_tuple=True)
+        index_M = row_M * batch.target_BL.shape[1] + position_M
+        x_MD = x_BLD.flatten(0, 1).index_select(0, index_M)
+        return cls(
+            x_MD, batch.target_BL.flatten()[index_M], batch.target_value_BL.flatten()[index_M], row_M, position_M
+        )
+
+    @property
+    def count(self) -> Tensor:
+        """How many there are: int64 scalar."""
+        return self.target_M.new_tensor(len(self.target_M))

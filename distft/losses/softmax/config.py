@@ -17,6 +17,7 @@ class Config(LossConfig):
     """Full softmax, computed in chunks, so that the logits of all positions never exist at once."""
 
     takes_own_scores: ClassVar[bool] = True
+    takes_pairs: ClassVar[bool] = False
     kind: Literal["softmax"] = "softmax"
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items")
     max_logits: int = Field(2_000_000, ge=1, le=MAX_COUNT, description="logits held at once; bounds the loss's memory")

@@ -1,0 +1,62 @@
+"""Binary cross-entropy of each target against its negatives: what ``bce`` and ``gbce`` share.
+
+Enters: states, a batch with targets and keys. Leaves: the loss's sum. For a target t and K draws u:
+
+    (exponent · log(1 + exp(-s_t)) + Σ_u log(1 + exp(s_u))) / (K + 1)
+
+with an exponent of 1 the mean binary cross-entropy of K + 1 pairs. A draw that hits the target is left out.
+
+Shape legend: M positions with a target, K negatives of each, U distinct negatives that all share.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distft.losses.base import Wanted
+from distft.losses.candidates import Candidates, logistic_losses
+from distft.losses.config import LogisticConfig
+from distft.losses.negatives import Sampler, distinct, places
+from distft.losses.scores import candidate_scores, dots, vectors_once
+from distft.models.base import Model
+from distft.schema import Batch
+
+
+def against_negatives(
+    model: Model, wanted: Wanted, batch: Batch, sampler: Sampler, config: LogisticConfig, exponent: float
+) -> Tensor:
+    """The loss above, summed over the positions with a target; the target's probability is taken ** ``exponent``."""
+    if not config.negatives_shared:
+        items_MK = sampler.for_each(batch, wanted, config.num_negatives)
+        own_M, others = _over_own(model, wanted, items_MK, torch.ones_like(items_MK), batch, config.max_logits)
+    else:
+        items_U, count_U = distinct(sampler.for_step(batch, config.num_negatives), model.num_items)
+        if model.retrieval == "dot":
+            own_M, others = _over_shared(model, wanted, items_U, count_U, config.max_logits)
+        else:
+            size = (len(wanted.target_M), -1)
+            own_M, others = _over_own(
+                model, wanted, items_U.expand(size), count_U.expand(size), batch, config.max_logits
+            )
+    return (exponent * F.softplus(-own_M).sum() + others) / (config.num_negatives + 1)
+
+
+def _over_shared(
+    model: Model, wanted: Wanted, items_U: Tensor, count_U: Tensor, max_numbers: int
+) -> tuple[Tensor, Tensor]:
+    v_ND, place_M, place_U = vectors_once(model, wanted.target_M, items_U)
+    hit_M = places(items_U, wanted.target_M, model.num_items)
+    candidates = Candidates(v_ND[place_U], count_U.float().log(), hit_M)
+    own_M = dots(wanted.x_MD, F.embedding(place_M, v_ND))
+    return own_M, logistic_losses(wanted.x_MD, candidates, max_numbers)
+
+
+def _over_own(
+    model: Model, wanted: Wanted, items_MK: Tensor, count_MK: Tensor, batch: Batch, max_numbers: int
+) -> tuple[Tensor, Tensor]:
+    all_MK = torch.cat([wanted.target_M[:, None], items_MK], 1)
+    s_MK = candidate_scores(model, wanted, all_MK, batch, max_numbers)
+    weight_MK = count_MK.float().masked_fill(items_MK == wanted.target_M[:, None], 0)
+    return s_MK[:, 0], (weight_MK * F.softplus(s_MK[:, 1:])).sum()
