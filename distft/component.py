@@ -94,6 +94,8 @@ class SequenceConfig(ModelConfig):
     num_blocks: int = Field(2, ge=1, le=256)
     dropout: float = Field(0.2, ge=0, lt=1)
     item_features: bool = Field(True, description="add embeddings of the items' categories and numbers")
+    score: Literal["dot", "cosine"] = Field("dot", description="of a state and an item: their product, or their cosine")
+    temperature: float = Field(0.05, gt=0, le=100, description="what the cosine is divided by")
     copy_: bool = Field(
         False, alias="copy", description="learn what an item gains that the history holds: for shops where people "
         "order what they have viewed, or the same goods again",

@@ -18,6 +18,7 @@ from distft.models.blocks import EventEmbedding, ItemEmbedding, init_normal
 from distft.models.copying import Copying, own_scores
 from distft.models.dropout import dropout
 from distft.models.packing import Packing
+from distft.models.scorer import Scorer
 from distft.schema import Batch, Catalog
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class SequenceModel(Model):
         self.num_items, self.state_dim = catalog.num_items, config.dim
         self.dropout = config.dropout
         self.scale = config.dim**0.5
+        self.scorer = Scorer(config.score, config.temperature)
         self.items = ItemEmbedding(catalog, config.dim, config.item_features)
         self.events = EventEmbedding(catalog, config.dim)
         # Positions count from the window's oldest event, so that padding on the right changes nothing.
@@ -66,12 +68,11 @@ class SequenceModel(Model):
         found = self.look(packing, packed)
         for block in self.blocks:
             x_ND = self.through(block, x_ND, packing, found)
-        return packing.unpack(self.norm(x_ND))
+        return packing.unpack(self.scorer.states(self.norm(x_ND)))
 
     def item_vectors(self, items_N: Tensor) -> Tensor:
-        """v_ND: the input embeddings of the items."""
-        v_ND: Tensor = self.items(items_N)
-        return v_ND
+        """v_ND: the input embeddings of the items, as the scorer takes them."""
+        return self.scorer.item_vectors(self.items(items_N))
 
     def own_scores(self, x_ND: Tensor, row_N: Tensor, position_N: Tensor, batch: Batch) -> OwnScores | None:
         """The additions of ``copy: true``."""

@@ -25,6 +25,7 @@ def kinds():
         if kind == "transformer":
             turned = {"positions": "rotary", "feed_forward_kind": "swiglu"}
             yield pytest.param((config, turned), id="transformer, rotary and gated")
+            yield pytest.param((config, {"score": "cosine"}), id="transformer, by cosine")
         if "copy_" in config.model_fields:
             yield pytest.param((config, {"copy": True}), id=f"{kind} that copies")
 
