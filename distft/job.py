@@ -470,6 +470,10 @@ class Train(Section):
     )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed keys, passed through")
     windows: Literal["last", "all"] = Field("last", description="train on a long history's latest window, or on all")
+    baskets: bool = Field(
+        False, description="a position predicts an event of the next time that has any, not one of its own: for logs "
+        "whose baskets share a time",
+    )  # fmt: skip
     max_tokens_per_micro_batch: int = Field(16_384, ge=1, le=MAX_COUNT, description="padded positions computed at once")
     num_streams: int = Field(
         64, ge=1, le=MAX_COUNT, description="virtual reading streams; bounds the number of workers"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distft.data.baskets import next_basket
 from distft.schema import NUM_GAP_BUCKETS, NUM_RESERVED, PAD, Batch, Histories
 
 
@@ -22,9 +23,14 @@ def history_batch(histories: Histories, max_history: int, has_clock: bool) -> Ba
 
 
 def train_batch(
-    histories: Histories, max_history: int, has_clock: bool, target_codes: NDArray[np.int8], step_key: int = 0
+    histories: Histories,
+    max_history: int,
+    has_clock: bool,
+    target_codes: NDArray[np.int8],
+    step_key: int = 0,
+    baskets: bool = False,
 ) -> Batch:
-    """All events but the last as inputs; each position's target is the event after it.
+    """All events but the last as inputs; each position's target is the event after it, or one of the next basket.
 
     Only events of the target types on known items are targets; a history of n events gives at most
     min(n - 1, max_history) of them, the latest. ``step_key``: what all rows of an optimiser step share.
@@ -33,8 +39,9 @@ def train_batch(
     start = np.maximum(histories.offsets[:-1], end - max_history)
     batch = _pad(histories, start, end, has_clock)
     index_BL, valid_BL = _positions(start, end)
-    following_BL = np.where(valid_BL, index_BL + 1, 0)
     if len(histories.item_row):
+        following_BL = next_basket(histories)[index_BL] if baskets else np.where(valid_BL, index_BL + 1, 0)
+        valid_BL &= following_BL >= 0
         item_BL = histories.item_row[following_BL]
         wanted_BL = valid_BL & (item_BL >= NUM_RESERVED) & np.isin(histories.event[following_BL], target_codes)
         batch.target_BL = torch.from_numpy(np.where(wanted_BL, item_BL, PAD).astype(np.int64))

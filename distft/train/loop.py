@@ -79,6 +79,12 @@ class Loop:
         here.restart()
         here.at("reading of the dataset")
         self.encoder = Encoder.of_dataset(self.dataset)
+        if job.train.baskets and not self.encoder.has_clock:
+            raise UsageError(
+                "train.baskets is true, and the log has no times",
+                "a log that tells which events share a time",
+                "Leave train.baskets out.",
+            )
         self.reader = TrainReader(
             self.dataset,
             seed=job.seed,
@@ -187,7 +193,8 @@ class Loop:
 
     def _collate(self, histories: Histories, step_key: int = 0) -> Batch:
         encoder = self.encoder
-        return train_batch(histories, self.job.model.max_history, encoder.has_clock, encoder.target_codes, step_key)
+        max_history, baskets = self.job.model.max_history, self.job.train.baskets
+        return train_batch(histories, max_history, encoder.has_clock, encoder.target_codes, step_key, baskets)
 
     def _judge(self, metrics: dict[str, float], due: bool) -> None:
         """Notes whether this epoch's weights are the best so far; without a validation split the latest are."""
