@@ -18,6 +18,7 @@ from distft.data.catalogue import CATALOGUE
 from distft.errors import JobError
 from distft.job import Job, checked_storage
 from distft.jobfile import dump_job, load_job, parse_job, schema
+from distft.losses.softmax.config import Config as Softmax
 from distft.storage import canonical_json
 
 ROOT = Path(__file__).parent.parent
@@ -534,6 +535,13 @@ def test_every_shipped_job_reads_files_that_fetch_brings_and_says_how(path):
         assert fnmatch.filter([file.name for file in CATALOGUE[name].files], pattern), f"{name} has no {pattern}"
         assert f"distft data fetch {name}" in text
     assert read or path.stem == "quickstart"
+
+
+def test_a_loss_that_counts_no_additions_refuses_a_model_that_copies(monkeypatch):
+    monkeypatch.setattr(Softmax, "takes_own_scores", False)
+    (line,) = mistakes(GOOD + "model: {copy: true}")[1:]
+    assert "shop.yaml:9:9: model.copy: true: the loss softmax cannot learn what to copy" in line
+    parse_job(GOOD + "model: {copy: false}")
 
 
 def test_a_job_is_immutable():

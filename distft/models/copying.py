@@ -55,12 +55,13 @@ class Copying(nn.Module):
         """bonus_P, fp32."""
         kind_P = 2 * pairs.event_P + pairs.last_P
         gate_NT = self.gate(x_ND)
-        table_P = self.distance.index_select(0, kind_P * NUM_DISTANCES + pairs.distance_P)
-        table_P = table_P + self.count.index_select(0, pairs.event_P * MAX_COUNT + pairs.count_P)
+        # In fp32 also where the weights are not: GAIN would show their rounding.
+        table_P = self.distance.float().index_select(0, kind_P * NUM_DISTANCES + pairs.distance_P)
+        table_P = table_P + self.count.float().index_select(0, pairs.event_P * MAX_COUNT + pairs.count_P)
         if self.elapsed is not None:
-            table_P = table_P + self.elapsed.index_select(0, kind_P * NUM_GAP_BUCKETS + pairs.elapsed_P)
+            table_P = table_P + self.elapsed.float().index_select(0, kind_P * NUM_GAP_BUCKETS + pairs.elapsed_P)
         gate_P = gate_NT.reshape(-1).index_select(0, pairs.state_P * gate_NT.shape[1] + pairs.event_P)
-        bonus_P: Tensor = (GAIN * table_P + gate_P).float()
+        bonus_P: Tensor = GAIN * table_P + gate_P.float()
         return bonus_P
 
 

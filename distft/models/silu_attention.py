@@ -46,7 +46,7 @@ def attend_plainly(
         far_ll, past_ll = _distances(group.length, qkv_N3HE.device)
         gain_bll = distance_L[far_ll] if elapsed_T is None else distance_L[far_ll] + elapsed_T[code_bll.long()]
         score_bHll = q_bHlE @ k_bHlE.transpose(2, 3) + gain_bll.view(-1, 1, group.length, group.length)
-        weight_bHll = F.silu(score_bHll) * past_ll / len(distance_L)
+        weight_bHll = F.silu(score_bHll) * past_ll.to(score_bHll.dtype) / len(distance_L)
         parts.append(group.strip((weight_bHll @ v_bHlE).transpose(1, 2)))
     return torch.cat(parts) if parts else qkv_N3HE[:, 2]
 

@@ -141,6 +141,14 @@ def test_what_a_shop_records_changes_the_states(model, shop):
         assert not torch.allclose(model.states(changed)[0, -1], before, atol=1e-5), name
 
 
+@torch.inference_mode()
+def test_low_precision_gives_about_the_same(shop, model):
+    batch = batch_of([5, 11], shop)
+    exact = known_after(model, batch)
+    low = known_after(deepcopy(model).bfloat16(), batch)
+    assert float((low.float() - exact).abs().mean() / exact.abs().mean()) < 0.1
+
+
 def test_an_empty_batch_still_reaches_every_parameter(model, shop):
     batch = history_batch(histories([]), 16, shop.has_clock)
     x_BLD, nothing = model.states(batch), torch.zeros(0, dtype=torch.int64)
