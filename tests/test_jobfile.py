@@ -18,7 +18,6 @@ from distft.data.catalogue import CATALOGUE
 from distft.errors import JobError
 from distft.job import Job, checked_storage
 from distft.jobfile import dump_job, load_job, parse_job, schema
-from distft.losses.softmax.config import Config as Softmax
 from distft.storage import canonical_json
 
 ROOT = Path(__file__).parent.parent
@@ -537,11 +536,12 @@ def test_every_shipped_job_reads_files_that_fetch_brings_and_says_how(path):
     assert read or path.stem == "quickstart"
 
 
-def test_a_loss_that_counts_no_additions_refuses_a_model_that_copies(monkeypatch):
-    monkeypatch.setattr(Softmax, "takes_own_scores", False)
-    (line,) = mistakes(GOOD + "model: {copy: true}")[1:]
-    assert "shop.yaml:9:9: model.copy: true: the loss softmax cannot learn what to copy" in line
-    parse_job(GOOD + "model: {copy: false}")
+@pytest.mark.parametrize("kind", ["transformer", "hstu", "cnn"])
+def test_a_loss_that_counts_no_additions_refuses_a_model_that_copies(kind):
+    (line,) = mistakes(GOOD + f"model: {{kind: {kind}, copy: true}}\nloss: {{kind: bce}}")[1:]
+    assert "model.copy: true: the loss bce cannot learn what to copy: leave this out, or take softmax" in line
+    parse_job(GOOD + f"model: {{kind: {kind}, copy: false}}\nloss: {{kind: bce}}")
+    parse_job(GOOD + f"model: {{kind: {kind}, copy: true}}")
 
 
 def test_a_job_is_immutable():
