@@ -75,6 +75,9 @@ class ModelConfig(Section):
     kind: str
     retrieval: ClassVar[Literal["dot", "pair"]] = "dot"
     """That of the model: by the product of state and item vector, or pair by pair."""
+    uses_users: ClassVar[bool] = False
+    """True for models that take the features of users (``Batch.user_codes_BK`` and ``user_numbers_BG``)."""
+
     max_history: int = Field(50, ge=1, le=10_000, description="events of a history that the model reads: the latest")
 
     @property
@@ -114,6 +117,18 @@ class LossConfig(Section):
     """True if the loss counts what a model adds to the scores of single items (``Model.own_scores``)."""
     takes_pairs: ClassVar[bool] = True
     """False if the loss is for models alone that rank by the product of state and item vector."""
+
+    @property
+    def judges(self) -> Literal["labels", "values"] | None:
+        """What of a target its score is compared with: its label, of which it is the log-odds, or its value.
+
+        None where the score is compared with those of other items. What judges labels or values is called pointwise.
+        """
+        return None
+
+    def values(self, scores: Any) -> Any:
+        """The values that scores stand for, where the loss judges values."""
+        return scores
 
     def build(self, catalog: Catalog, state_dim: int) -> Loss:
         """A new loss for a model of this catalog whose states are ``state_dim`` wide."""

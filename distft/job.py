@@ -25,6 +25,7 @@ from pydantic import (
 
 from distft.component import (
     MAX_COUNT,
+    EventName,
     KeyMistake,
     LossConfig,
     ModelConfig,
@@ -37,7 +38,15 @@ from distft.component import (
 from distft.deepspeed_keys import train_misfits
 from distft.losses.softmax.config import Config as Softmax
 from distft.models.transformer.config import Config as Transformer
-from distft.schema import ITEM_ID, METRIC_PATTERN, POINTWISE_METRICS, RANKING_METRICS, USER_ID
+from distft.schema import (
+    ITEM_ID,
+    LABEL_METRICS,
+    METRIC_PATTERN,
+    POINTWISE_METRICS,
+    RANKING_METRICS,
+    USER_ID,
+    VALUE_METRICS,
+)
 
 if TYPE_CHECKING:
     AnySource = SourceConfig
@@ -347,6 +356,31 @@ class Random(Section):
 Split = Annotated[LeaveOneOut | ByTime | Random, Field(discriminator="by")]
 
 
+class Label(Section):
+    """Which target events are positive (1) and which negative (0): by their own value, or by what follows them."""
+
+    value_at_least: float | None = Field(None, description="positive: the value of the event is not below this")
+    event: EventName | None = Field(
+        None, description="positive: the same user has this event with the same item, later and within_s"
+    )
+    within_s: float | None = Field(None, gt=0, le=MAX_DAYS * 86_400, description="seconds that 'event' may take")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Label:
+        if (self.value_at_least is None) == (self.event is None):
+            raise ValueError("expected either value_at_least, or event with within_s")
+        if self.event and self.within_s is None:
+            refuse([(("within_s",), "this is needed: how many seconds later the event still counts")])
+        if self.within_s is not None and not self.event:
+            refuse([(("within_s",), "this belongs to 'event', and there is none")])
+        return self
+
+    @property
+    def within_ms(self) -> float:
+        """Milliseconds that ``event`` may take."""
+        return (self.within_s or 0.0) * 1000
+
+
 class Vocabulary(Section):
     """Where the rows of items, categories, event types and query tokens come from, with the statistics of numbers."""
 
@@ -372,6 +406,7 @@ class Data(Section):
     clean: Clean = Clean()
     target_events: tuple[str, ...] = Field(("purchase",), min_length=1, description="predicted; others are context")
     split: Split = LeaveOneOut()
+    label: Label | None = Field(None, description="makes the values of target events 0 or 1, for pointwise losses")
     vocabulary: Vocabulary | None = Field(None, description="without it prepare makes a vocabulary of its own")
     pseudonyms: Pseudonyms | None = Field(None, description="without it datasets hold user ids as the logs have them")
     max_context: int = Field(1000, ge=1, le=MAX_COUNT, description="events before a target that valid/ and test/ hold")
@@ -411,6 +446,24 @@ class Data(Section):
                 if name not in known
             ]
         )
+        return self
+
+    @model_validator(mode="after")
+    def _label_can_be_told(self) -> Data:
+        label = self.label
+        if label is None or label.event is None:
+            return self
+        known = sorted({name for source in self.events for name in source.event_names()})
+        mistakes: list[KeyMistake] = []
+        if label.event not in known:
+            text = f"this never occurs: the logs give {', '.join(known)}" + _hint(label.event, known)
+            mistakes.append((("label", "event"), text))
+        elif label.event in self.target_events:
+            mistakes.append((("label", "event"), "this is one of target_events: it cannot be its own label"))
+        if self.split.by == "random":
+            text = "a random split shows a history what came after its target, and so the label: use another"
+            mistakes.append((("split", "by"), text))
+        refuse(mistakes)
         return self
 
 
@@ -469,7 +522,11 @@ class Train(Section):
         False, description="keep only the input of each block, and compute the rest again for the gradient: less memory"
     )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed keys, passed through")
-    windows: Literal["last", "all"] = Field("last", description="train on a long history's latest window, or on all")
+    windows: Literal["last", "all", "each"] = Field(
+        "last",
+        description="train on a long history's latest window, on all of them, or on each target by itself, with the "
+        "events before it (random split: with all others of its user), which batch_size then counts",
+    )
     baskets: bool = Field(
         False, description="a position predicts an event of the next time that has any, not one of its own: for logs "
         "whose baskets share a time",
@@ -481,6 +538,12 @@ class Train(Section):
     validate_: Validate = Field(Validate(), alias="validate")
     early_stopping: EarlyStopping | None = EarlyStopping()
     checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _baskets_are_of_windows(self) -> Train:
+        if self.baskets and self.windows == "each":
+            refuse([(("baskets",), "with windows: each every target is predicted by itself, not as one of a basket")])
+        return self
 
 
 class Scaling(Section):
@@ -609,6 +672,33 @@ class Job(Section):
             refuse([(("model", "copy"), text)])
         if self.model.retrieval == "pair" and not self.loss.takes_pairs:
             refuse([(("loss", "kind"), f"expected a loss of single pairs, such as bce, for a model {self.model.kind}")])
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit_the_loss(self) -> Job:
+        judges, label = self.loss.judges, self.data.label
+        mistakes: list[KeyMistake] = []
+        if label and judges is None:
+            text = f"the loss {self.loss.kind} takes every target as positive, and data.label tells which are not: "
+            mistakes.append((("loss",), text + "use {kind: bce, num_negatives: 0}, or leave data.label out"))
+        if judges == "labels" and label is None:
+            text = f"this is needed: the loss {self.loss.kind} without negatives learns from targets that are 0 or 1"
+            mistakes.append((("data", "label"), text))
+        refuse(mistakes)
+        return self
+
+    @model_validator(mode="after")
+    def _validation_computes_the_metric(self) -> Job:
+        known = {"labels": LABEL_METRICS, "values": VALUE_METRICS}.get(self.loss.judges or "", ())
+        mistakes: list[KeyMistake] = []
+        for name, section in (("train", self.train), ("finetune", self.finetune)):
+            metric = section.early_stopping.metric if section and section.early_stopping else "loss"
+            family, at, _ = metric.partition("@")
+            if metric != "loss" and (not at or known or family == "coverage") and metric not in known:
+                names = ", ".join(known) or "hr@k, ndcg@k, mrr@k, recall@k, map@k"
+                text = f"with the loss {self.loss.kind} validation computes {names} and loss"
+                mistakes.append(((name, "early_stopping", "metric"), text))
+        refuse(mistakes)
         return self
 
     @model_validator(mode="after")

@@ -39,8 +39,13 @@ ITEMLESS_EVENTS = frozenset({"search"})
 SPLITS = ("train", "valid", "test")
 
 RANKING_METRICS = ("hr", "ndcg", "mrr", "recall", "map", "coverage")
-POINTWISE_METRICS = ("auc", "accuracy", "precision", "recall", "f1", "logloss")
+LABEL_METRICS = ("auc", "accuracy", "precision", "recall", "f1", "logloss")
+VALUE_METRICS = ("rmse", "mae")
+POINTWISE_METRICS = (*LABEL_METRICS, *VALUE_METRICS)
 METRIC_PATTERN = re.compile(rf"^(?:(?:{'|'.join(RANKING_METRICS)})@[1-9][0-9]*|{'|'.join(POINTWISE_METRICS)}|loss)$")
+
+NO_LABEL, NEGATIVE, POSITIVE = 0, 1, 2
+"""Codes of what is known of an event of the history by ``data.label``."""
 
 NUM_GAP_BUCKETS = 34
 """Codes of the time since the previous event: 0 unknown, then 1 + floor(log2(1 + seconds)), at most 33."""
@@ -48,7 +53,7 @@ NUM_GAP_BUCKETS = 34
 
 def lower_is_better(metric: str) -> bool:
     """True for the metrics that an optimum makes small."""
-    return metric in ("loss", "logloss")
+    return metric in ("loss", "logloss", *VALUE_METRICS)
 
 
 def history_fields() -> list[pa.Field]:
@@ -103,11 +108,20 @@ class Feature:
 
 
 @dataclass(frozen=True)
+class UserFeature:
+    """One input of a model from the users' features: a category of ``size`` codes, or a number where size is 0."""
+
+    name: str
+    size: int = 0
+
+
+@dataclass(frozen=True)
 class Catalog:
     """What a model must know of the shop to be built: the sizes of its tables and the items' features.
 
     Counts include the reserved rows (PAD and UNKNOWN); ``num_events`` includes PAD. ``counts``: training targets of
-    each item row, int64[num_items]; None where nothing is known of them.
+    each item row, int64[num_items]; None where nothing is known of them. ``user_features``: the columns of
+    ``Batch.user_codes_BK``, then those of ``user_numbers_BG``. ``has_labels``: ``Batch.label_BL`` tells something.
     """
 
     num_items: int
@@ -116,6 +130,8 @@ class Catalog:
     has_clock: bool
     features: tuple[Feature, ...] = ()
     counts: NDArray[np.int64] | None = None
+    user_features: tuple[UserFeature, ...] = ()
+    has_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,7 @@ class Batch:
 
     Positions with ``event_BL == PAD`` are padding. ``target_BL`` is the item to be predicted after a position,
     PAD where the position predicts nothing (and everywhere when serving). ``gap_BL``: see NUM_GAP_BUCKETS.
+    ``label_BL``: NO_LABEL, NEGATIVE or POSITIVE. ``user_codes_BK`` and ``user_numbers_BG``: see Catalog.
 
     What a loss draws at random is a function of ``key_B``, a hash of (seed, epoch, user row, window), or of
     ``step_key_B``, one of (seed, epoch, step) that all rows share: never of the rank, nor of how a batch was cut. Both
@@ -168,6 +185,9 @@ class Batch:
     user_row_B: torch.Tensor
     key_B: torch.Tensor
     step_key_B: torch.Tensor
+    label_BL: torch.Tensor
+    user_codes_BK: torch.Tensor
+    user_numbers_BG: torch.Tensor
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and tensor of every field."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from distft.schema import Catalog, Feature, Histories
+from distft.data.collate import Side
+from distft.data.users import Users
+from distft.schema import Catalog, Feature, Histories, UserFeature
 
 EVENT_NAMES = ("view", "purchase", "search")
 VIEW, PURCHASE, SEARCH = 1, 2, 3
@@ -23,6 +27,20 @@ def catalog(num_items: int = 40, features: bool = True, clock: bool = True, toke
         Feature("price", values=values),
     )
     return Catalog(num_items, len(EVENT_NAMES) + 1, tokens, clock, all_ if features else ())
+
+
+def told_catalog() -> Catalog:
+    """The catalog of a shop that knows its users and the labels of their purchases; ``told_side`` goes with it."""
+    users = (UserFeature("gender", 4), UserFeature("city", 5), UserFeature("age"))
+    return replace(catalog(), user_features=users, has_labels=True)
+
+
+def told_side(num_users: int = 4) -> Side:
+    """What is known of the users of ``told_catalog``."""
+    rng = np.random.default_rng(5)
+    codes = np.stack([rng.integers(0, 4, num_users + 1), rng.integers(0, 5, num_users + 1)], 1)
+    users = Users(codes.astype(np.int64), rng.normal(size=(num_users + 1, 1)).astype(np.float32))
+    return Side(users, np.array([PURCHASE], np.int8))
 
 
 def histories(lengths: list[int], num_items: int = 40, seed: int = 0, tokens: int = 12) -> Histories:

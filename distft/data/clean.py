@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DUPLICATE = "duplicate"
 CANCELLED = "cancelled"
 REPEATED = "repeated"
+UNLABELLED = "no_value"
 K_CORE_USER = "k_core_user"
 K_CORE_ITEM = "k_core_item"
 

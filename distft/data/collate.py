@@ -1,34 +1,83 @@
 """Rows of events → Batch: the same function when training, evaluating and serving.
 
-Enters: ragged ``Histories``. Leaves: a right-padded ``Batch`` whose positions start at each history's oldest
-event that fits. Surprising choice: a time gap is only taken between two events of the window, never to the one
-that was cut off, so that a server that sees only the window computes the same.
+Enters: ragged ``Histories``, and what is known beside their events. Leaves: a right-padded ``Batch`` whose positions
+start at each history's oldest event that fits. Surprising choice: a time gap is only taken between two events of the
+window, never to the one that was cut off, so that a server that sees only the window computes the same.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from distft.data.baskets import next_basket
-from distft.schema import NUM_GAP_BUCKETS, NUM_RESERVED, PAD, Batch, Histories
+from distft.data.users import Users
+from distft.schema import NEGATIVE, NO_LABEL, NUM_GAP_BUCKETS, NUM_RESERVED, PAD, POSITIVE, Batch, Histories
+
+if TYPE_CHECKING:
+    from distft.data.encode import Encoder
+    from distft.storage import Storage
 
 
-def history_batch(histories: Histories, max_history: int, has_clock: bool) -> Batch:
+@dataclass(frozen=True)
+class Side:
+    """Side information of histories: whose they are, and the codes of the events whose value is a label to be seen."""
+
+    users: Users = field(default_factory=Users.none)
+    label_codes: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
+
+    @classmethod
+    def of(cls, encoder: Encoder, dataset: Storage | None) -> Side:
+        """That of a dataset's users; without a dataset, as when serving, every user is the unknown one."""
+        specs = encoder.user_features
+        return cls(Users.of_dataset(dataset, specs) if dataset else Users.told(specs, ()), encoder.label_codes)
+
+
+NOTHING = Side()
+
+
+def history_batch(histories: Histories, max_history: int, has_clock: bool, side: Side = NOTHING) -> Batch:
     """The latest ``max_history`` events of every history as inputs, without targets."""
     end = histories.offsets[1:]
     start = np.maximum(histories.offsets[:-1], end - max_history)
-    return _pad(histories, start, end, has_clock)
+    return _pad(histories, start, end, has_clock, side)
 
 
-def train_batch(
+def example_batch(
+    histories: Histories, max_history: int, has_clock: bool, step_key: int = 0, side: Side = NOTHING
+) -> Batch:
+    """The events before the last one of each row as inputs; that last one is the only target.
+
+    Where nothing is before it, it is the target of position 0, which is padding.
+    """
+    end = histories.offsets[1:] - 1
+    start = np.maximum(histories.offsets[:-1], end - max_history)
+    batch = _pad(histories, start, end, has_clock, side)
+    set_targets(batch, histories.item_row[end], histories.value[end] if len(histories.value) else None)
+    batch.step_key_B.fill_(step_key)
+    return batch
+
+
+def set_targets(batch: Batch, item_B: NDArray[np.int32], value_B: NDArray[np.float32] | None) -> None:
+    """Makes these the targets after each history's last event; PAD is none."""
+    rows_B, place_B = torch.arange(len(item_B)), (batch.length_B - 1).clamp(min=0)
+    batch.target_BL[rows_B, place_B] = torch.from_numpy(item_B.astype(np.int64))
+    if value_B is not None:
+        batch.target_value_BL[rows_B, place_B] = torch.from_numpy(value_B.astype(np.float32))
+
+
+def train_batch(  # noqa: PLR0913  of these a batch is made
     histories: Histories,
     max_history: int,
     has_clock: bool,
     target_codes: NDArray[np.int8],
     step_key: int = 0,
     baskets: bool = False,
+    side: Side = NOTHING,
 ) -> Batch:
     """All events but the last as inputs; each position's target is the event after it, or one of the next basket.
 
@@ -37,7 +86,7 @@ def train_batch(
     """
     end = np.maximum(histories.offsets[1:] - 1, histories.offsets[:-1])
     start = np.maximum(histories.offsets[:-1], end - max_history)
-    batch = _pad(histories, start, end, has_clock)
+    batch = _pad(histories, start, end, has_clock, side)
     index_BL, valid_BL = _positions(start, end)
     if len(histories.item_row):
         following_BL = next_basket(histories)[index_BL] if baskets else np.where(valid_BL, index_BL + 1, 0)
@@ -61,7 +110,7 @@ def _positions(start: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArra
     return np.where(valid_BL, index_BL, 0), valid_BL
 
 
-def _pad(histories: Histories, start: NDArray[np.int64], end: NDArray[np.int64], has_clock: bool) -> Batch:
+def _pad(histories: Histories, start: NDArray[np.int64], end: NDArray[np.int64], has_clock: bool, side: Side) -> Batch:
     index_BL, valid_BL = _positions(start, end)
     if len(histories.item_row):
         item_BL = np.where(valid_BL, histories.item_row[index_BL], PAD)
@@ -69,6 +118,7 @@ def _pad(histories: Histories, start: NDArray[np.int64], end: NDArray[np.int64],
     else:
         item_BL = event_BL = np.zeros(index_BL.shape, np.int64)
     gap_BL = _gaps(histories, index_BL, valid_BL) if has_clock else np.zeros(index_BL.shape, np.int64)
+    codes_BK, numbers_BG = side.users.of_rows(histories.user_row)
     return Batch(
         item_BL=torch.from_numpy(item_BL.astype(np.int64)),
         event_BL=torch.from_numpy(event_BL.astype(np.int64)),
@@ -80,7 +130,21 @@ def _pad(histories: Histories, start: NDArray[np.int64], end: NDArray[np.int64],
         user_row_B=torch.from_numpy(histories.user_row.astype(np.int64)),
         key_B=torch.from_numpy(histories.key.copy() if len(histories.key) else np.zeros(len(histories), np.int64)),
         step_key_B=torch.zeros(len(histories), dtype=torch.int64),
+        label_BL=torch.from_numpy(_labels(histories, index_BL, valid_BL, side.label_codes)),
+        user_codes_BK=torch.from_numpy(codes_BK),
+        user_numbers_BG=torch.from_numpy(numbers_BG),
     )
+
+
+def _labels(
+    histories: Histories, index_BL: NDArray[np.int64], valid_BL: NDArray[np.bool_], codes: NDArray[np.int8]
+) -> NDArray[np.int64]:
+    """What is known of each event by its label, where the shop has labels; one that was not told is NaN."""
+    if not len(codes) or not len(histories.value):
+        return np.full(index_BL.shape, NO_LABEL, np.int64)
+    value_BL = histories.value[index_BL]
+    told_BL = valid_BL & ~np.isnan(value_BL) & np.isin(histories.event[index_BL], codes)
+    return np.where(told_BL, np.where(value_BL >= 0.5, POSITIVE, NEGATIVE), NO_LABEL).astype(np.int64)
 
 
 def _gaps(histories: Histories, index_BL: NDArray[np.int64], valid_BL: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ from distft.data.features import FeatureColumn, FeatureSpec
 from distft.data.parquet import read_table, write_table
 from distft.data.sources.base import RawHistory
 from distft.data.text import words
+from distft.data.users import user_inputs
 from distft.errors import ArtefactError, DataError
 from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, Catalog, Histories
 from distft.storage import Storage, canonical_json
@@ -46,6 +47,7 @@ class RawEvent:
     event: str
     time_ms: int | None = None
     query: str | None = None
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Encoder:
     ``counts``: training target events by item row. ``token_words``: word by token row, "" for PAD and UNKNOWN.
     ``user_features`` tells how ``dataset/users.parquet`` was encoded. ``ancestors``: the encoders that this one
     continues, the oldest first. ``value_bounds``: the ends that values of events were set to (``clean.clip_value``).
+    ``label_at_least``: an event of the target types with such a value is positive (``data.label``); None where no
+    label of an event is known by its own value.
     """
 
     event_names: tuple[str, ...]
@@ -79,6 +83,7 @@ class Encoder:
     user_features: tuple[FeatureSpec, ...] = ()
     ancestors: tuple[Ancestor, ...] = ()
     value_bounds: tuple[float, float] | None = None
+    label_at_least: float | None = None
 
     # -- sizes and lookups ---------------------------------------------------------------------------------
 
@@ -144,6 +149,11 @@ class Encoder:
         return np.array([self.event_code(name) for name in self.target_events], np.int8)
 
     @cached_property
+    def label_codes(self) -> NDArray[np.int8]:
+        """Codes of the events whose label a history shows: an event's own value tells it, not what came after."""
+        return self.target_codes if self.label_at_least is not None else np.zeros(0, np.int8)
+
+    @cached_property
     def _row_of_item(self) -> dict[str, int]:
         return {item_id: row for row, item_id in enumerate(self.item_ids.tolist()) if row >= NUM_RESERVED}
 
@@ -160,8 +170,16 @@ class Encoder:
         """What a model must know to be built."""
         features = tuple(feature for column in self.features for feature in column.inputs())
         num_tokens = len(self.token_words)
-        num_events = len(self.event_names) + 1
-        return Catalog(self.num_items, num_events, num_tokens, self.has_clock, features, self.counts)
+        return Catalog(
+            num_items=self.num_items,
+            num_events=len(self.event_names) + 1,
+            num_query_tokens=num_tokens,
+            has_clock=self.has_clock,
+            features=features,
+            counts=self.counts,
+            user_features=user_inputs(self.user_features),
+            has_labels=self.label_at_least is not None,
+        )
 
     # -- words → rows --------------------------------------------------------------------------------------
 
@@ -198,16 +216,30 @@ class Encoder:
         rows = self.item_rows(event.item_id or "" for event in events)
         lacking = np.array([event.item_id is None for event in events], np.bool_)
         times = [NO_TIME if event.time_ms is None else event.time_ms for event in events]
+        codes = np.array([self.event_code(event.event) for event in events], np.int8)
         return Histories(
             offsets=np.array([0, len(events)], np.int64),
             item_row=np.where(lacking, PAD, rows).astype(np.int32),
-            event=np.array([self.event_code(event.event) for event in events], np.int8),
+            event=codes,
             time_ms=np.array(times, np.int64),
             query_offsets=np.concatenate([[0], np.cumsum([len(row) for row in tokens])]).astype(np.int64),
             query_tokens=np.array([token for row in tokens for token in row], np.int32),
             user_row=np.full(1, -1, np.int32),
-            value=np.zeros(len(events), np.float32),
+            value=self._labels(codes, np.array([event.value for event in events], np.float32)),
         )
+
+    def _labels(self, codes: NDArray[np.int8], value: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The label of every event as a dataset holds it; NaN where its value is not known, 0 where there is none."""
+        labels = np.where(np.isnan(value), np.nan, value >= np.float32(self.label_at_least or 0.0))
+        return np.where(np.isin(codes, self.label_codes), labels, 0.0).astype(np.float32)
+
+    def label_values(self, histories: Histories, i: int) -> list[float | None]:
+        """For every event of row ``i`` a value that gives its label again, None where a history shows no label."""
+        events = slice(int(histories.offsets[i]), int(histories.offsets[i + 1]))
+        least = self.label_at_least or 0.0
+        shown = np.isin(histories.event[events], self.label_codes)
+        positive = histories.value[events] >= 0.5 if shown.any() else shown
+        return [(least if good else least - 1) if told else None for told, good in zip(shown, positive, strict=True)]
 
     # -- rows → words --------------------------------------------------------------------------------------
 
@@ -267,6 +299,7 @@ class Encoder:
             "features": [spec.describe() for spec in item_specs],
             "user_features": [spec.describe() for spec in self.user_features],
             "value_bounds": self.value_bounds,
+            "label_at_least": self.label_at_least,
             "ancestors": self._described_ancestors(),
         }
         storage.write_json("encoder.json", description)
@@ -300,6 +333,7 @@ class Encoder:
             features=tuple(FeatureColumn.from_arrow(spec, items[_FEATURE + spec.name]) for spec in item_specs),
             user_features=_specs(description["user_features"], categories, "users"),
             value_bounds=tuple(description["value_bounds"]) if description.get("value_bounds") else None,
+            label_at_least=description.get("label_at_least"),
             ancestors=tuple(Ancestor(**one) for one in description.get("ancestors", ())),
         )
 

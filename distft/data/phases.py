@@ -24,7 +24,7 @@ from distft.data.features import FeatureSpec
 from distft.data.partition import load_arrays
 from distft.data.profile import Periods, Profile
 from distft.data.split import Plan, plan_split
-from distft.data.stats import Account, check_leaks, feature_stats, split_warnings
+from distft.data.stats import Account, check_labels, check_leaks, feature_stats, split_warnings
 from distft.data.values import learn_bounds
 from distft.data.vocabulary import Start, build_encoder, count_items, encode_users, write_rejected, write_users
 from distft.schema import NUM_RESERVED, SPLITS
@@ -77,6 +77,7 @@ class Phases:
         encoder = self._with_bounds(self._encoder(items))
         encoder.save(self._context.staging / "encoder")
         splits = self._write(plan, users)
+        check_labels(sum(targets), [one[split].get("positives") for one in splits for split in SPLITS])
         stats = self._stats(plan, encoder, splits, span) | {"users": sum(users), "profile": profile.to_json(items)}
         for split, times in profile.split_times().items():
             stats["splits"][split] |= times
@@ -203,6 +204,7 @@ class Phases:
             "num_users": stats["users"],
             "num_shards": len(written),
             "has_clock": self._start.has_clock,
+            "ordered": self._job.data.split.by != "random",
             "warnings": stats["warnings"],
             **({"pseudonyms": self._context.key_digest} if self._context.key_digest else {}),
             **_continued(encoder),

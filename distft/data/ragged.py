@@ -35,8 +35,11 @@ def ranges(starts: Int64, lengths: Int64) -> Int64:
 
 def gather(histories: Histories, starts: Int64, ends: Int64, user_row: NDArray[np.int32]) -> Histories:
     """New rows, each the events ``starts[i]:ends[i]`` of ``histories``."""
-    lengths = ends - starts
-    events = ranges(starts, lengths)
+    return gather_events(histories, ranges(starts, ends - starts), ends - starts, user_row)
+
+
+def gather_events(histories: Histories, events: Int64, lengths: Int64, user_row: NDArray[np.int32]) -> Histories:
+    """New rows of these lengths, made of any ``events`` of ``histories``, one row after the other."""
     query_starts = histories.query_offsets[events]
     query_lengths = histories.query_offsets[events + 1] - query_starts
     has_time, has_value = len(histories.time_ms), len(histories.value)

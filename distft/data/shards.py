@@ -23,6 +23,7 @@ import pyarrow as pa
 from distft.data import ragged
 from distft.data.hashing import key, keyed, mix, permutation
 from distft.data.parquet import read_table
+from distft.data.units import Cutting
 from distft.errors import ArtefactError, UsageError
 from distft.schema import Histories
 from distft.storage import Manifest, Storage
@@ -64,7 +65,8 @@ class TrainReader:
     """Reads ``train/`` by the rule above.
 
     ``windows``: "last" trains on the latest ``max_history`` + 1 events of each row; "all" on every window of that
-    length, each starting with the event that ends the one before: every event is a target once.
+    length, each starting with the event that ends the one before: every event is a target once; "each" on every
+    target by itself, with its history (``target_codes`` are then those of the encoder).
     """
 
     def __init__(  # noqa: PLR0913  a reading plan is made of these numbers
@@ -78,6 +80,7 @@ class TrainReader:
         batch_size: int,
         windows: str = "last",
         max_history: int,
+        target_codes: NDArray[np.int8] | None = None,
     ) -> None:
         if world_size > num_streams:
             raise UsageError(
@@ -87,6 +90,8 @@ class TrainReader:
             )
         self._seed, self._batch_size, self._max_history = seed, batch_size, max_history
         manifest = _manifest(dataset)
+        codes = np.zeros(0, np.int8) if target_codes is None else target_codes
+        cutting = Cutting(windows, max_history, codes, bool(manifest.info.get("ordered", True)))
         files = split_files(manifest, "train")
         streams = [files[first::num_streams] for first in range(num_streams)]
         columns = ("time_ms",) if manifest.info.get("has_clock", True) else ()
@@ -98,14 +103,14 @@ class TrainReader:
             if number % world_size == rank:
                 rows = ragged.concat([ragged.from_table(_read(dataset, manifest, name, columns)) for name in names])
                 own.append(rows)
-                sizes[number] = _num_units(rows.lengths, windows, max_history).sum()
+                sizes[number] = cutting.counts(rows).sum()
                 self._first[number] = num_units
                 num_units += int(sizes[number])
             elif windows == "last":
                 sizes[number] = sum(manifest.files[name]["rows"] for name in names)
             else:
-                sizes[number] = sum(_num_windows(dataset, name, max_history) for name in names)
-        self._units = _Units.cut(ragged.concat(own), windows, max_history)
+                sizes[number] = sum(_num_units(dataset, name, cutting) for name in names)
+        self._units = cutting.units(ragged.concat(own))
         self._plan = ReadingPlan(sizes)
         self._sizes = sizes
         self._order: tuple[int, Int64] = (-1, np.zeros(0, np.int64))
@@ -125,7 +130,7 @@ class TrainReader:
         stream, place = self._plan.rows(first, min(first + self._batch_size, self.rows_per_epoch))
         own = self._first[stream] >= 0
         units = self._epoch_order(epoch)[self._first[stream[own]] + place[own]]
-        keys = keyed(key(self._seed, epoch, _DRAWS), self._units.hashes[units])
+        keys = keyed(key(self._seed, epoch, _DRAWS), self._units.hashes(units))
         return replace(self._units.rows(units), key=mix(keys).view(np.int64))
 
     def step_key(self, epoch: int, step: int) -> int:
@@ -204,45 +209,10 @@ class TargetReader:
                 yield ragged.take(histories, rows), Targets(*(column[rows] for column in targets))
 
 
-@dataclass(frozen=True)
-class _Units:
-    """What one place of an epoch holds: unit i is the events ``starts[i]:ends[i]`` of user ``user_row[i]``.
-
-    ``hashes[i]`` tells it from all others: windows of one user never end with the same event.
-    """
-
-    histories: Histories
-    starts: Int64
-    ends: Int64
-    user_row: NDArray[np.int32]
-    hashes: NDArray[np.uint64]
-
-    @classmethod
-    def cut(cls, histories: Histories, windows: str, max_history: int) -> _Units:
-        counts = _num_units(histories.lengths, windows, max_history)
-        row = np.repeat(np.arange(len(histories)), counts)
-        back = ragged.ranges(np.zeros(len(counts), np.int64), counts) * max_history
-        ends = histories.offsets[1:][row] - back
-        starts = np.maximum(histories.offsets[row], ends - max_history - 1)
-        user_row, last = histories.user_row[row], ends - histories.offsets[row]
-        hashes = mix(mix(user_row.astype(np.uint64)) ^ last.astype(np.uint64))
-        return cls(histories, starts, ends, user_row, hashes)
-
-    def rows(self, units: Int64) -> Histories:
-        return ragged.gather(self.histories, self.starts[units], self.ends[units], self.user_row[units])
-
-
-def _num_units(lengths: Int64, windows: str, max_history: int) -> Int64:
-    """Units of rows of these lengths: one each, or one for every ``max_history`` targets."""
-    if windows == "last":
-        return np.ones(len(lengths), np.int64)
-    return np.maximum(1, -(-(lengths - 1) // max_history))
-
-
-def _num_windows(dataset: Storage, name: str, max_history: int) -> int:
-    events = read_table(dataset, name, ["event"])["event"]
-    lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in events.chunks] or [np.zeros(0, np.int64)])
-    return int(_num_units(lengths.astype(np.int64), "all", max_history).sum())
+def _num_units(dataset: Storage, name: str, cutting: Cutting) -> int:
+    """Units of a shard that another rank reads."""
+    rows = ragged.from_table(read_table(dataset, name, ["user_row", "item_row", "event"]))
+    return int(cutting.counts(rows).sum())
 
 
 def _manifest(dataset: Storage) -> Manifest:

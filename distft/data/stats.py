@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distft.data.clean import CANCELLED, K_CORE_ITEM, K_CORE_USER
+from distft.data.clean import CANCELLED, K_CORE_ITEM, K_CORE_USER, UNLABELLED
 from distft.data.sources.records import OPEN_QUOTE, UNDECODABLE, WRONG_COLUMNS
 from distft.data.sources.times import FORMS
 from distft.data.sources.typed import BAD_TIMESTAMP, CANCELLATION
@@ -131,6 +131,8 @@ class Account:
     def _target_remedy(self, read: int, kept: int, aim: str, plan: Plan) -> str:
         if not read:
             return "Correct event_types of data.events, or data.target_events."
+        if not kept and self.filtered[UNLABELLED]:
+            return "None of them has a value for data.label: map the column of the log that holds it as value."
         if not kept and not self.k_core:
             return "See what was filtered: they are duplicates or cancelled, so check the mapping of quantity."
         if not kept:
@@ -174,6 +176,17 @@ def split_warnings(splits: Mapping[str, Mapping[str, Any]], by: str) -> list[str
         "The validation split is empty: training cannot tell its best checkpoint nor stop early, and keeps the last "
         f"one. {remedy}, or give more data."
     ]
+
+
+def check_labels(num_targets: int, positives: Sequence[int | None]) -> None:
+    """Raises DataError if all targets have one label; ``positives``: how many are 1, None where there are no labels."""
+    counted = [number for number in positives if number is not None]
+    if not counted or 0 < sum(counted) < num_targets:
+        return
+    which = "positive" if sum(counted) else "negative"
+    raise DataError(
+        f"By data.label all of the {num_targets:,} targets are {which}", "some of each", "Change data.label."
+    )
 
 
 def check_leaks(leaks: Iterable[Mapping[str, Any]]) -> None:

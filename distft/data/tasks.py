@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distft.data import ragged
-from distft.data.clean import CANCELLED, DUPLICATE, REPEATED, cancelled, first_of_duplicates, repeated
+from distft.data.clean import CANCELLED, DUPLICATE, REPEATED, UNLABELLED, cancelled, first_of_duplicates, repeated
 from distft.data.encode import Encoder
 from distft.data.exchange import SCHEMA as EXCHANGED
 from distft.data.exchange import ExchangeWriter, read_partition
+from distft.data.labels import labels, unlabelled
 from distft.data.parquet import write_tables
 from distft.data.partition import NONE, Partition, load_arrays, save_arrays
 from distft.data.profile import Periods, profile
@@ -148,6 +149,10 @@ def clean(context: Context, number: int, exchange: dict[str, list[int]]) -> dict
     undone = cancelled(events)
     filtered[CANCELLED] = int(undone.sum())
     events = events.where(~undone & ~(events.quantity < 0))
+    silent = unlabelled(events, _are_targets(context, events), context.job.data.label)
+    if silent.any():
+        filtered[UNLABELLED] = int(silent.sum())
+        events = events.where(~silent)
     window_s = context.job.data.clean.repeat_window_s
     if window_s:  # after the cancellations: one that was undone is no reason to drop the one that was bought again
         again = repeated(events, window_s * 1000)
@@ -207,8 +212,12 @@ def _split(context: Context, number: int, plan: Plan) -> tuple[Partition, NDArra
     if plan.by == "time":
         keep |= events.time_ms >= plan.valid_start_ms
     events = events.where(keep)
-    is_target = np.isin(events.event, context.target_codes) & (events.item != NONE)
+    is_target = _are_targets(context, events)
     return events, parts(events, is_target, plan), is_target
+
+
+def _are_targets(context: Context, events: Partition) -> NDArray[np.bool_]:
+    return np.asarray(np.isin(events.event, context.target_codes) & (events.item != NONE))
 
 
 def _count_words(events: Partition, part: NDArray[np.int8]) -> Counter[str]:
@@ -228,7 +237,11 @@ def write(context: Context, number: int, plan: Plan, first_user: int) -> dict[st
     """Writes the shards of one partition; ``first_user``: users of the partitions before it."""
     events, part, is_target = _split(context, number, plan)
     encoder = _encoder(context.staging.uri)
-    events = replace(events, value=settled(events.value, encoder.value_bounds))
+    label, values = context.job.data.label, settled(events.value, encoder.value_bounds)
+    if label:
+        code = context.event_names.index(label.event) + 1 if label.event else PAD
+        values = np.where(is_target, labels(events, label, code), values)
+    events = replace(events, value=values)
     present = np.diff(events.user_offsets) > 0
     user_row = (first_user + np.cumsum(present) - 1).astype(np.int32)
     encoded = _encoded(events, encoder)
@@ -238,6 +251,8 @@ def write(context: Context, number: int, plan: Plan, first_user: int) -> dict[st
     name = f"{number:05d}.parquet"
     train_rows = write_tables(context.staging, f"train/{name}", train_schema(), _train_tables(trained))
     splits: dict[str, Any] = {"train": {"rows": train_rows, "events": int(in_train.sum())}}
+    if label:
+        splits["train"]["positives"] = int(events.value[is_target & in_train].sum())
     for split, wanted in (("valid", VALID), ("test", TEST)):
         rows = target_rows(events, part, is_target, plan, wanted, context.job.data.max_context)
         base = trained if rows.in_train else everything
@@ -246,6 +261,8 @@ def write(context: Context, number: int, plan: Plan, first_user: int) -> dict[st
         tables = _target_tables(base, rows.starts, rows.ends, target, plan, account)
         write_tables(context.staging, f"{split}/{name}", target_schema(), tables)
         splits[split] = account
+        if label:
+            account["positives"] = int(target.value[target.place].sum())
     return splits
 
 

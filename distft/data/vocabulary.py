@@ -121,6 +121,7 @@ def build_encoder(
         token_words=build_words(*counts, job.data.min_token_count, *([base.token_words] if base else [])),
         features=columns,
         user_features=users,
+        label_at_least=job.data.label.value_at_least if job.data.label else None,
         ancestors=(*base.ancestors, base.as_ancestor()) if base else (),
     )
 

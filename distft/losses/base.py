@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from distft.models.base import Model
+from distft.models.base import Model, states_at
 from distft.schema import PAD, Batch
 
 
@@ -46,7 +46,7 @@ class Wanted:
         """Those of a batch, row after row."""
         row_M, position_M = (batch.target_BL != PAD).nonzero(as_tuple=True)
         index_M = row_M * batch.target_BL.shape[1] + position_M
-        x_MD = x_BLD.flatten(0, 1).index_select(0, index_M)
+        x_MD = states_at(x_BLD, row_M, position_M)
         return cls(
             x_MD, batch.target_BL.flatten()[index_M], batch.target_value_BL.flatten()[index_M], row_M, position_M
         )

@@ -85,7 +85,9 @@ class Packing:
         return Batch(**{name: self._packed(name, tensor) for name, tensor in batch.tensors()})
 
     def _packed(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor if name.endswith("_B") else tensor.flatten(0, 1).index_select(0, self.index_N)[None]
+        if name.endswith("_B") or name.startswith("user_"):
+            return tensor
+        return tensor.flatten(0, 1).index_select(0, self.index_N)[None]
 
     def unpack(self, x_ND: Tensor) -> Tensor:
         """x_BLD with zeros at the padding."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from distft.data.collate import train_batch
+from distft.data.collate import Side, example_batch, train_batch
 from distft.data.encode import Encoder
 from distft.data.ragged import concat
 from distft.data.shards import TrainReader
@@ -94,7 +94,9 @@ class Loop:
             batch_size=job.train.batch_size,
             windows=job.train.windows,
             max_history=job.model.max_history,
+            target_codes=self.encoder.target_codes,
         )
+        self.side = Side.of(self.encoder, self.dataset if job.model.uses_users else None)
         self.empty = self._collate(concat([]))
         self.prefetch = Prefetch(self._step_batches, self.reader.steps_per_epoch, job.train.epochs, device)
         self.total_steps = job.train.epochs * self.reader.steps_per_epoch
@@ -105,7 +107,7 @@ class Loop:
         self.journal = Journal(self.folder, self.progress.step) if self.rank == 0 else None
         before_commit = self.journal.commit if self.journal else None
         self.saver = Saver(self.folder, self.engine, job.train.checkpoint, before_commit)
-        self.validation = Validation(job, self.dataset, self.encoder, self.metric)
+        self.validation = Validation(job, self.dataset, self.encoder, self.side, self.metric)
         self.window = Window()
         self.save_wanted = False
         if self.journal:
@@ -192,9 +194,10 @@ class Loop:
         return [self._collate(histories, step_key) for histories in micro if len(histories)]
 
     def _collate(self, histories: Histories, step_key: int = 0) -> Batch:
-        encoder = self.encoder
-        max_history, baskets = self.job.model.max_history, self.job.train.baskets
-        return train_batch(histories, max_history, encoder.has_clock, encoder.target_codes, step_key, baskets)
+        encoder, size, train = self.encoder, self.job.model.max_history, self.job.train
+        if train.windows == "each":
+            return example_batch(histories, size, encoder.has_clock, step_key, self.side)
+        return train_batch(histories, size, encoder.has_clock, encoder.target_codes, step_key, train.baskets, self.side)
 
     def _judge(self, metrics: dict[str, float], due: bool) -> None:
         """Notes whether this epoch's weights are the best so far; without a validation split the latest are."""

@@ -71,7 +71,9 @@ def job(folder: Path, **data: Any) -> Job:
     events = {"source": "files", "path": f"{folder}/*.csv", "columns": COLUMNS, "event_types": TYPES}
     clean = {"min_user_events": 3, "min_item_events": 3, "max_rejected_share": 0.5}
     section = {"events": [events], "clean": clean, "split": {"by": "time", "valid_days": 3, "test_days": 3}} | data
-    return Job.model_validate({"name": "small", "storage": str(folder / "run"), "data": section})
+    pointwise = {"loss": {"kind": "bce", "num_negatives": 0}, "train": {"early_stopping": None}}
+    more = pointwise if "label" in data else {}
+    return Job.model_validate({"name": "small", "storage": str(folder / "run"), "data": section, **more})
 
 
 def prepare_here(wanted: Job, parent: Path, num_partitions: int = 4) -> tuple[Storage, dict[str, Any]]:

@@ -32,6 +32,9 @@ def batch_of(lengths: list[int]) -> Batch:
         user_row_B=torch.arange(len(lengths)),
         key_B=torch.zeros_like(length_B),
         step_key_B=torch.zeros_like(length_B),
+        label_BL=torch.randint(0, 3, real_BL.shape) * real_BL,
+        user_codes_BK=torch.zeros(len(lengths), 1, dtype=torch.int64),
+        user_numbers_BG=torch.zeros(len(lengths), 2),
     )
 
 

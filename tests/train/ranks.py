@@ -72,6 +72,9 @@ def toy_batch(rows: int, seed: int) -> Batch:
         user_row_B=torch.arange(rows),
         key_B=torch.randint(2**62, (rows,), generator=draw),
         step_key_B=torch.full((rows,), seed // 10),
+        label_BL=torch.zeros_like(item_BL),
+        user_codes_BK=torch.zeros(rows, 0, dtype=torch.int64),
+        user_numbers_BG=torch.zeros(rows, 0),
     )
 
 

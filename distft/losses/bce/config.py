@@ -25,6 +25,10 @@ class Config(LogisticConfig):
         False, description="one draw for all targets of an optimiser step, which suits many negatives; false: for each"
     )
 
+    @property
+    def judges(self) -> Literal["labels"] | None:
+        return None if self.num_negatives else "labels"
+
     def build(self, catalog: Catalog, state_dim: int) -> Loss:
         from distft.losses.bce.loss import BCE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,13 @@ class Config(LossConfig):
     max_logits: int = Field(
         2_000_000, ge=1, le=MAX_COUNT, description="numbers held at once for the scores; bounds the loss's memory"
     )
+
+    @property
+    def judges(self) -> Literal["values"]:
+        return "values"
+
+    def values(self, scores: Any) -> Any:
+        return scores + self.offset
 
     def build(self, catalog: Catalog, state_dim: int) -> Loss:
         from distft.losses.mse.loss import MSE
