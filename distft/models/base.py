@@ -59,7 +59,11 @@ class Model(nn.Module):
     recompute: bool = False
 
     def states(self, batch: Batch) -> Tensor:
-        """x_BLD: what the model knows after each event. Causal: position l sees events 0..l alone."""
+        """x_BLD: what the model knows after each event. Causal: position l sees events 0..l alone.
+
+        L may be 1 where every target of the batch stands after the last event of its history: that is then the state
+        after the whole history. ``last_states`` and ``states_at`` take care of it.
+        """
         raise NotImplementedError
 
     def item_vectors(self, items_N: Tensor) -> Tensor:
@@ -99,5 +103,10 @@ class Model(nn.Module):
 
 def last_states(x_BLD: Tensor, length_B: Tensor) -> Tensor:
     """x_BD: the state after each history's last event; the first position's for an empty history."""
-    index_B = (length_B - 1).clamp(min=0)
-    return x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), index_B]
+    return states_at(x_BLD, torch.arange(len(x_BLD), device=x_BLD.device), (length_B - 1).clamp(min=0))
+
+
+def states_at(x_BLD: Tensor, row_N: Tensor, position_N: Tensor) -> Tensor:
+    """x_ND: the states at some positions."""
+    width = x_BLD.shape[1]
+    return x_BLD.flatten(0, 1).index_select(0, row_N * width + position_N.clamp(max=width - 1))

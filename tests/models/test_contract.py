@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from distft.component import configs
-from distft.data.collate import history_batch
+from distft.data.collate import Side, history_batch
 from distft.models.base import last_states
 from distft.ranking import item_scores
-from tests.factories import catalog, histories
+from tests.factories import catalog, histories, told_catalog, told_side
 
-CATALOGS = {"all features": catalog(), "ids alone": catalog(features=False, clock=False, tokens=0)}
+CATALOGS = {
+    "all features": catalog(),
+    "users and labels": told_catalog(),
+    "ids alone": catalog(features=False, clock=False, tokens=0),
+}
 
 
 def kinds():
@@ -49,7 +53,8 @@ def model(request, shop):
 
 
 def batch_of(lengths, shop, seed=0):
-    return history_batch(histories(lengths, shop.num_items, seed), 16, shop.has_clock)
+    side = told_side() if shop.has_labels else Side()
+    return history_batch(histories(lengths, shop.num_items, seed), 16, shop.has_clock, side)
 
 
 def known_after(model, batch, end=None):
@@ -69,7 +74,8 @@ def known_after(model, batch, end=None):
 @torch.inference_mode()
 def test_padding_changes_nothing(model, shop):
     together = batch_of([3, 16, 9], shop)
-    cut = {name: tensor[:1] if tensor.dim() == 1 else tensor[:1, :3] for name, tensor in together.tensors()}
+    whole = [name for name, tensor in together.tensors() if tensor.dim() == 1 or name.startswith("user_")]
+    cut = {name: tensor[:1] if name in whole else tensor[:1, :3] for name, tensor in together.tensors()}
     alone = type(together)(**cut)
     torch.testing.assert_close(known_after(model, together)[:1, :3], known_after(model, alone), rtol=1e-5, atol=1e-5)
 
@@ -129,7 +135,15 @@ def test_layer_groups_hold_every_parameter_once(model):
 def test_what_a_shop_records_changes_the_states(model, shop):
     batch = batch_of([8], shop)
     before = model.states(batch)[0, -1]
-    kinds = {"item_BL": True, "event_BL": True, "gap_BL": shop.has_clock, "query_BLQ": shop.num_query_tokens > 0}
+    bags = hasattr(model, "bags")  # which know no order and no time, but users and what they liked
+    kinds = {
+        "item_BL": True,
+        "event_BL": True,
+        "gap_BL": shop.has_clock and not bags,
+        "query_BLQ": shop.num_query_tokens > 0,
+        "label_BL": shop.has_labels and bags,
+        "user_codes_BK": shop.has_labels and bags,
+    }
     for name, present in kinds.items():
         changed = batch_of([8], shop)
         tensor = getattr(changed, name)
@@ -150,11 +164,13 @@ def test_low_precision_gives_about_the_same(shop, model):
 
 
 def test_an_empty_batch_still_reaches_every_parameter(model, shop):
-    batch = history_batch(histories([]), 16, shop.has_clock)
+    batch = batch_of([], shop)
     x_BLD, nothing = model.states(batch), torch.zeros(0, dtype=torch.int64)
     loss = x_BLD.sum() + model.item_vectors(torch.arange(shop.num_items)).sum()
     own = model.own_scores(x_BLD.flatten(0, 1), nothing, nothing, batch)
     loss = loss if own is None else loss + own.bonus_P.sum()
+    if model.retrieval == "pair":
+        loss = loss + model.pair_scores(x_BLD[:, 0], torch.zeros(0, 3, dtype=torch.int64), batch, nothing).sum()
     loss.backward()
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not missing
