@@ -84,8 +84,8 @@ def _events(encoder: Encoder, histories: Histories, index: int) -> list[dict[str
     """A history as the events of a request; absent fields are left out."""
     raw = encoder.decode(histories, index, unknown=UNKNOWN_WORD)
     times = raw.time_ms if encoder.has_clock else [None] * len(raw.events)
-    columns = zip(raw.item_ids, raw.events, times, raw.queries, strict=True)
-    names = ("item_id", "event", "timestamp", "query")
+    columns = zip(raw.item_ids, raw.events, times, raw.queries, encoder.label_values(histories, index), strict=True)
+    names = ("item_id", "event", "timestamp", "query", "value")
     return [{n: value for n, value in zip(names, event, strict=True) if value is not None} for event in columns]
 
 

@@ -10,7 +10,7 @@ Shape legend: B histories, D width, N items, C items of a chunk, K results.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distft.data.collate import history_batch
+from distft.data.collate import Side, history_batch
 from distft.data.encode import Encoder
+from distft.data.users import Users
 from distft.models.base import Model, OwnScores, last_states
 from distft.models.products import times_transposed
 from distft.models.threads import each
@@ -114,6 +115,14 @@ def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | N
     return pairs
 
 
+def target_scores(model: Model, x_BD: Tensor, target_B: Tensor, batch: Batch) -> Tensor:
+    """s_B: the score of one item for the state after each history's last event."""
+    row_B = torch.arange(len(x_BD), device=x_BD.device)
+    own = model.own_scores(x_BD, row_B, (batch.length_B - 1).clamp(min=0), batch)
+    s_B1 = model.pair_scores(x_BD, target_B[:, None], batch, row_B)
+    return (s_B1 if own is None else s_B1 + own.at(target_B[:, None]))[:, 0]
+
+
 @dataclass(frozen=True)
 class Ranked:
     """Best items of each history: ``scores_BK`` and ``rows_BK``, best first; row PAD where a list ran out."""
@@ -126,11 +135,12 @@ class Ranker:
     """A trained model in eval mode with the vectors of all its items computed once.
 
     A model knows nothing of a visitor without a history, whatever it was trained on: there the popularity list ranks,
-    in the evaluation as in the service.
+    in the evaluation as in the service. ``side``: what is known of the users; without it nothing is.
     """
 
-    def __init__(self, model: Model, max_history: int, encoder: Encoder) -> None:
+    def __init__(self, model: Model, max_history: int, encoder: Encoder, side: Side | None = None) -> None:
         self.model = model.eval()
+        self.side = side or Side.of(encoder, None)
         self.max_history = max_history
         self.has_clock = encoder.has_clock
         counts_N = np.asarray(encoder.counts, np.float64)
@@ -140,14 +150,25 @@ class Ranker:
             self.vectors_ND = model.item_vectors(rows_N) if model.retrieval == "dot" else None
 
     @torch.inference_mode()
-    def scores(self, histories: Histories) -> ScoreChunk:
-        """The score function of these histories; an empty one gets each item's share of the training targets."""
-        batch = history_batch(histories, self.max_history, self.has_clock)
+    def scores(self, histories: Histories, users: Users | None = None) -> ScoreChunk:
+        """The score function of these histories; an empty one gets each item's share of the training targets.
+
+        ``users``: of their user rows, instead of those that the ranker knows.
+        """
+        side = self.side if users is None else replace(self.side, users=users)
+        batch = history_batch(histories, self.max_history, self.has_clock, side)
         x_BD = last_states(self.model.states(batch), batch.length_B)
         scores, empty_B = item_scores(self.model, x_BD, batch, self.vectors_ND), batch.length_B == 0
         if not empty_B.any():
             return scores
         return lambda start, end: torch.where(empty_B[:, None], self.popularity_N[start:end], scores(start, end))
+
+    @torch.inference_mode()
+    def target_scores(self, histories: Histories, targets: NDArray[np.int32]) -> NDArray[np.float64]:
+        """What the model itself says of each history's target, also where the history is empty."""
+        batch = history_batch(histories, self.max_history, self.has_clock, self.side)
+        x_BD = last_states(self.model.states(batch), batch.length_B)
+        return np.asarray(target_scores(self.model, x_BD, torch.from_numpy(targets.astype(np.int64)), batch).double())
 
     @torch.inference_mode()
     def top_k(self, histories: Histories, k: int, excluded: list[NDArray[np.int32]] | None) -> Ranked:

@@ -148,20 +148,31 @@ class Terminal:
         """The metric table, and where the report is."""
         title = f"{metrics['split']} split, {metrics['num_targets']:,} targets, all items ranked"
         self.metrics_table(title, metrics)
+        if "pointwise" in metrics:
+            self.predictions_table(metrics["pointwise"])
         self.say(f"report  {job.storage}/report/index.html")
 
     def metrics_table(self, title: str, metrics: Mapping[str, Any]) -> None:
         """The model's metrics beside the baselines'."""
         from distft.report.evaluation import baselines, table_rows
 
-        names = baselines(metrics)
+        self._metrics(title, table_rows(metrics), baselines(metrics))
+
+    def predictions_table(self, part: Mapping[str, Any]) -> None:
+        """How well labels or values were predicted, beside the baselines."""
+        from distft.report.pointwise import baselines, table_rows
+
+        title = f"predictions of {part['num_targets']:,} targets"
+        self._metrics(title, table_rows(part), baselines(part))
+
+    def _metrics(self, title: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
         table = Table(header_style="")
         table.add_column("metric", overflow="fold")
         table.add_column("model", justify="right", style="bold", overflow="fold")
         table.add_column("95% interval", justify="right", style="dim", overflow="fold")
         for name in names:
             table.add_column(name.replace("_", " "), justify="right", overflow="fold")
-        for row in table_rows(metrics):
+        for row in rows:
             interval = "–".join(f"{bound:.4f}" for bound in row["interval"]) if row["interval"] else ""
             others = ["–" if value is None else f"{value:.4f}" for value in row["baselines"]]
             table.add_row(row["metric"], f"{row['model']:.4f}", interval, *others)

@@ -28,7 +28,7 @@ LEVELS: list[list[str]] = [
         "jobyaml",
         "deepspeed_keys",
     ],
-    ["data", "models", "losses", "evaluate.metrics", "topk"],
+    ["data", "models", "losses", "evaluate.metrics", "evaluate.pointwise", "topk"],
     ["ranking"],
     ["train", "evaluate", "export", "report"],
     ["serve"],
@@ -39,7 +39,10 @@ LEVELS: list[list[str]] = [
 ]
 """From the bottom up. Names of one level do not import each other, except within the lowest and where ALLOWED."""
 
-ALLOWED = {("losses", "models")}  # a loss is a function of a model: it knows the protocol
+ALLOWED = {
+    ("losses", "models"),  # a loss is a function of a model: it knows the protocol
+    ("evaluate.pointwise", "evaluate.metrics"),  # intervals
+}
 
 RAY = {
     "cluster",

@@ -48,7 +48,9 @@ def ranker(request):
     torch.manual_seed(0)
     counts = np.concatenate([[0, 0], np.arange(38, 0, -1)]).astype(np.int64)
     model = Config(max_history=16, copy=request.param).build(catalog())
-    return Ranker(model, 16, SimpleNamespace(has_clock=True, counts=counts))
+    return Ranker(
+        model, 16, SimpleNamespace(has_clock=True, user_features=(), label_codes=np.zeros(0, np.int8), counts=counts)
+    )
 
 
 def test_an_empty_history_gets_the_popularity_list_and_changes_no_other(ranker):

@@ -18,10 +18,12 @@ import ray.data
 import torch
 
 from distft.cluster import quiet_data
+from distft.data.collate import Side
 from distft.data.encode import Encoder
 from distft.data.shards import TargetReader, Targets
 from distft.errors import ArtefactError, DistftError, revived
 from distft.evaluate.baselines import oracle_scores, popularity, recently_seen
+from distft.evaluate.judging import Judge, Weights, fitted, split_judged
 from distft.evaluate.metrics import bootstrap_interval, per_list
 from distft.job import Job
 from distft.jobfile import dump_job, parse_job
@@ -60,10 +62,12 @@ def evaluate(
         )
     num_parts = min(NUM_PARTS, -(-num_targets // BATCH_ROWS))
     split_spec = (dump_job(job), dataset.uri, weights.uri, split, num_parts)
+    regression = fitted(job, dataset)
 
     def rank_parts(batch: pa.Table) -> Iterator[pa.Table]:
         try:
             scorer = _scorer(*split_spec)
+            scorer.compare_with(regression)
             tables = [table for part in batch.column("part").to_pylist() for table in scorer.rank_part(part)]
         except DistftError as error:
             tables = [pa.table({ERROR: [json.dumps(error.to_json())]})]
@@ -82,7 +86,10 @@ def evaluate(
     # Parts come back in any order; the table must not depend on it.
     table = pa.concat_tables(tables).sort_by([("part", "ascending"), ("row", "ascending")])
     table = table.drop_columns(["part", "row"])
-    return summarise(job, table, split, Encoder.of_dataset(dataset).num_items), table
+    pointwise: dict[str, Any] = {}
+    if job.loss.judges:
+        pointwise["pointwise"], table = split_judged(job, dataset, table)
+    return summarise(job, table, split, Encoder.of_dataset(dataset).num_items) | pointwise, table
 
 
 @cache
@@ -100,16 +107,24 @@ class Scorer:
         self.encoder = Encoder.of_dataset(dataset)
         model = job.model.build(self.encoder.catalog())
         fill(model, read_weights(weights))
-        self.ranker = Ranker(model, job.model.max_history, self.encoder)
+        side = Side.of(self.encoder, dataset if job.model.uses_users else None)
+        self.ranker = Ranker(model, job.model.max_history, self.encoder, side)
         oracles = [oracle for source in job.data.events if (oracle := source.open().oracle())]
         self.oracle = oracles[0] if len(oracles) == len(job.data.events) == 1 else None
+        self.judge: Judge | None = None
+
+    def compare_with(self, regression: Weights | None) -> None:
+        """Makes ready to score single targets, where the loss is pointwise."""
+        if self.judge is None and self.job.loss.judges:
+            self.judge = Judge(self.job, self.dataset, self.encoder, self.ranker, regression)
 
     def rank_part(self, part: int) -> Iterator[pa.Table]:
         """Ranks of every target in one of ``num_parts`` parts of the split; (part, row) orders them."""
         reader = TargetReader(self.dataset, self.split, rank=part, world_size=self.num_parts, batch_size=BATCH_ROWS)
         row = 0
         for histories, targets in reader:
-            table = self.rank(histories, targets)
+            judge = self.judge
+            table = judge.table(histories, targets, self.rank) if judge else self.rank(histories, targets)
             place = {"part": np.full(len(table), part), "row": np.arange(row, row + len(table))}
             row += len(table)
             for name, values in place.items():

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from distft import __version__
 from distft.job import Job
 from distft.jobfile import dump_job
+from distft.report import pointwise
 from distft.schema import lower_is_better
 from distft.storage import Storage
 
@@ -38,6 +39,7 @@ def render(job: Job, root: Storage, metrics: Mapping[str, Any], weights: str) ->
         plots=_plots(job, root),
         data=[*accounting(root / "dataset"), *sizes(root / "dataset")],
         meanings=MEANINGS,
+        pointwise=_predictions(metrics.get("pointwise")),
         weights=weights,
         version=__version__,
     )
@@ -122,6 +124,19 @@ SPLIT_NAMES = {"validation": "valid", "test": "test"}
 
 def _day(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, tz=timezone.utc).strftime("%Y-%m-%d")
+
+
+def _predictions(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the section on predictions takes; None where there is nothing to tell."""
+    if part is None:
+        return None
+    return {
+        "pointwise": part,
+        "rows": pointwise.table_rows(part),
+        "names": pointwise.baselines(part),
+        "meanings": pointwise.MEANINGS,
+        "curve": pointwise.calibration_plot(part),
+    }
 
 
 def _plots(job: Job, root: Storage) -> list[dict[str, Any]]:

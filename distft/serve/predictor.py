@@ -11,7 +11,7 @@ Shape legend: B queries, N items, C items of a chunk, K results.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from distft.data import ragged
 from distft.data.encode import Encoder, RawEvent
+from distft.data.users import Users
 from distft.errors import ArtefactError, QueryError
 from distft.job import Job
 from distft.jobfile import parse_job
@@ -40,13 +41,15 @@ class Query:
     """One request: the user's events, how many items, and what is left out.
 
     ``exclude_seen``: None is the rule that the model was evaluated with; True leaves out every item of the history,
-    False none. ``filter``: feature name → values, of which an item must have one.
+    False none. ``filter``: feature name → values, of which an item must have one. ``user``: what is known of the
+    user, feature name → value.
     """
 
     events: Sequence[RawEvent]
     k: int = 10
     exclude_seen: bool | None = None
     filter: Mapping[str, Sequence[str]] | None = None
+    user: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class EncodedQuery:
     k: int
     excluded: NDArray[np.int32]
     kept_N: NDArray[np.bool_] | None
+    user: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
     def num_events(self) -> int:
@@ -117,17 +121,25 @@ class Predictor:
         if not 1 <= query.k <= self.job.serve.max_k:
             raise QueryError(f"{query.k} items are asked for", f"1 to {self.job.serve.max_k}", "", "k")
         self._check_events(query.events)
+        self._check_user(query.user)
         histories = self.encoder.encode_events(query.events)
         excluded = excluded_items(histories, self._exclusion(query.exclude_seen), self.encoder.target_codes)
         nothing = np.zeros(0, np.int32)
-        return EncodedQuery(histories, query.k, excluded[0] if excluded else nothing, self._kept(query.filter))
+        return EncodedQuery(
+            histories, query.k, excluded[0] if excluded else nothing, self._kept(query.filter), query.user
+        )
 
     @torch.inference_mode()
     def answer(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
         """The answer to each encoded query, all computed in one forward pass."""
         if not queries:
             return []
-        scores = self.ranker.scores(ragged.concat([query.histories for query in queries]))
+        histories = ragged.concat([query.histories for query in queries])
+        users = None
+        if self.job.model.uses_users:
+            users = Users.told(self.encoder.user_features, [query.user for query in queries])
+            histories = replace(histories, user_row=np.arange(len(queries), dtype=np.int32))
+        scores = self.ranker.scores(histories, users)
         k = max(query.k for query in queries)
         excluded = [query.excluded for query in queries]
         scores_BK, rows_BK = top_k(_kept_scores(queries, scores), self.encoder.num_items, k, excluded, len(queries))
@@ -147,6 +159,7 @@ class Predictor:
             "events": list(self.encoder.event_names),
             "target_events": list(self.encoder.target_events),
             "filters": sorted(self._filters),
+            "user_features": [spec.name for spec in self.encoder.user_features] if self.job.model.uses_users else [],
             "max_history": self.job.model.max_history,
             "max_k": self.job.serve.max_k,
             "exclude_seen": self.job.evaluate.exclude_seen,
@@ -161,6 +174,15 @@ class Predictor:
             if event.item_id is None and event.event not in ITEMLESS_EVENTS:
                 what = f"A {event.event} has no item_id"
                 raise QueryError(what, "the item that it is about", "", f"history.{index}.item_id")
+
+    def _check_user(self, user: Mapping[str, str | float]) -> None:
+        known = {spec.name: spec.kind for spec in self.encoder.user_features} if self.job.model.uses_users else {}
+        for name, value in user.items():
+            if name not in known:
+                expected = f"one of {', '.join(known)}" if known else "nothing: this model takes no features of users"
+                raise QueryError(f"{name[:100]!r} is no feature of users", expected, "", f"user.{name}")
+            if known[name] == "number" and isinstance(value, str):
+                raise QueryError(f"{value[:100]!r} is no number", "a number", "", f"user.{name}")
 
     def _exclusion(self, wanted: bool | None) -> ExcludeSeen:
         if wanted is None:

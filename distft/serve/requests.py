@@ -25,6 +25,7 @@ MAX_TEXT_CHARS = 1_000
 MAX_TIME_MS = 253_402_300_799_999  # the end of year 9999
 MAX_FIELD_ERRORS = 20
 
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
 
 _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ].*)?")
@@ -94,6 +95,7 @@ class HistoryEvent(Body):
         examples=[1291198560000, "2010-12-01T10:16:00Z"],
     )
     query: Text | None = Field(None, description="the words of a search", examples=["red mug"])
+    value: Number | None = Field(None, description="a rating or the like, where the model learnt from it", examples=[4])
 
 
 class RecommendRequest(Body):
@@ -114,11 +116,16 @@ class RecommendRequest(Body):
         description="keep only the items whose feature has one of the values",
         examples=[{"category": ["kitchen", "garden"]}],
     )
+    user: dict[Text, Text | Number] = Field(
+        default_factory=dict,
+        description="what is known of the user: features that GET /v1/model lists, in the shop's own words",
+        examples=[{"gender": "F", "age": 34}],
+    )
 
     def query(self) -> Query:
         """What the predictor is asked."""
-        events = [RawEvent(e.item_id, e.event, e.timestamp, e.query) for e in self.history or ()]
-        return Query(events, self.k, self.exclude_seen, dict(self.filter) if self.filter else None)
+        events = [RawEvent(e.item_id, e.event, e.timestamp, e.query, e.value) for e in self.history or ()]
+        return Query(events, self.k, self.exclude_seen, dict(self.filter) if self.filter else None, self.user)
 
 
 class RecommendedItem(BaseModel):

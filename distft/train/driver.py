@@ -35,7 +35,6 @@ from distft.train.settings import check_train
 from distft.train.supervisor import Supervisor
 from distft.train.tensorboard import TensorBoard
 from distft.train.tracking import MlflowRun, check_reachable, check_tracking
-from distft.train.validation import watched_metric
 
 __all__ = ["TrainResult", "train"]
 
@@ -101,7 +100,6 @@ def _check(job: Job, root: Storage) -> bool:
     """Raises for what would only fail in the workers, or wait for ever; True if the training is to use GPUs."""
     check_train(job.train)
     check_tracking(job)
-    watched_metric(job)
     if (root / "dataset").manifest("dataset") is None:
         raise ArtefactError(f"There is no dataset at {root}/dataset", "", "Run distft prepare first.")
     workers = job.scaling.worker_range[1]

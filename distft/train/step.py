@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from distft.errors import NotFiniteError
 from distft.losses.base import Loss
 from distft.models.base import Model, last_states
-from distft.ranking import item_scores
+from distft.ranking import item_scores, target_scores
 from distft.schema import PAD, Batch
 from distft.topk import target_ranks
 from distft.train.engine import Engine
@@ -31,10 +31,14 @@ from distft.train.position import here
 
 @dataclass(frozen=True)
 class RankTargets:
-    """What a validation batch is ranked against: ``target_B`` item rows, and the rows each history rules out."""
+    """What a validation batch is ranked against: ``target_B`` item rows, and the rows each history rules out.
+
+    ``scored``: the targets are not ranked, but only scored.
+    """
 
     target_B: Tensor
     excluded: list[NDArray[np.int32]] | None
+    scored: bool = False
 
 
 class Step(nn.Module):
@@ -46,12 +50,14 @@ class Step(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Batch, targets: RankTargets | None = None) -> tuple[Tensor, ...]:
-        """(loss_sum fp32, count), and with ``targets`` also their ranks over the whole catalogue, rank_B."""
+        """(loss_sum fp32, count), and with ``targets`` also their ranks over the whole catalogue, rank_B, or scores."""
         x_BLD = self.model.states(batch)
         loss_sum, count = self.loss(self.model, x_BLD, batch)
         if targets is None:
             return loss_sum, count
         x_BD = last_states(x_BLD, batch.length_B)
+        if targets.scored:
+            return loss_sum, count, target_scores(self.model, x_BD, targets.target_B, batch)
         scores = item_scores(self.model, x_BD, batch)
         return loss_sum, count, target_ranks(scores, self.model.num_items, targets.target_B, targets.excluded)
 
