@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from distft.data.encode import Encoder
+from distft.errors import UsageError
 from distft.job import Job
 from distft.models.weights import read_weights
 from distft.storage import Storage
@@ -232,3 +235,13 @@ def test_another_metric_starts_the_search_for_the_best_anew(tmp_path: Path, one_
     result = train(circle_job(tmp_path, epochs=3, early_stopping=rules[1]), root)
     best = json.loads((tmp_path / "train/best.json").read_text())
     assert (best["metric"], best["value"], best["step"]) == ("loss", result.best_metric, 12)
+
+
+def test_baskets_are_refused_where_the_log_has_no_times(
+    tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_circle(tmp_path)
+    encoder = replace(Encoder.of_dataset(root / "dataset"), has_clock=False)
+    monkeypatch.setattr(loop_module.Encoder, "of_dataset", lambda dataset: encoder)
+    with pytest.raises(UsageError, match="the log has no times"):
+        train(circle_job(tmp_path, baskets=True), root)
