@@ -68,6 +68,8 @@ class Copying(nn.Module):
 class Pairs:
     """Every pair of a state and an event with a real item, up to the state's own; ascending in the state.
 
+    There are as many as attention has weights of one head: 32-bit numbers, where they do not count rows.
+
     ``row_N``, ``position_N``: the history of each state, and its place there.
     """
 
@@ -82,14 +84,15 @@ class Pairs:
         real_P = item_P >= NUM_RESERVED
         self.state_P, flat_P, self.item_P = state_P[real_P], flat_P[real_P], item_P[real_P]
         now_P = position_N[self.state_P]
-        self.event_P = batch.event_BL.reshape(-1)[flat_P]
-        self.distance_P = _distance_codes(now_P - event_index_P[real_P])
+        self.event_P = batch.event_BL.reshape(-1)[flat_P].int()
+        self.distance_P = _distance_codes(length, row_N.device)[now_P - event_index_P[real_P]]
         count_BL, next_BL = _occurrences(batch)
-        self.count_P = count_BL.view(-1)[flat_P]
-        self.last_P = (next_BL.view(-1)[flat_P] > now_P).long()
+        self.count_P = count_BL.view(-1)[flat_P].int()
+        self.last_P = (next_BL.view(-1)[flat_P] > now_P).int()
         seconds_BL = seconds_since_first(batch.gap_BL)
         now_seconds_N = seconds_BL[row_N, position_N]
-        self.elapsed_P = gap_codes(now_seconds_N[self.state_P] - seconds_BL.view(-1)[flat_P])
+        seconds_P = now_seconds_N[self.state_P] - seconds_BL.view(-1)[flat_P]
+        self.elapsed_P = gap_codes(seconds_P.float()).int()
 
 
 def own_scores(copying: Copying, x_ND: Tensor, row_N: Tensor, position_N: Tensor, batch: Batch) -> OwnScores:
@@ -107,10 +110,12 @@ def _recency(catalog: Catalog) -> Tensor:
     return torch.stack([torch.zeros_like(last), last]).repeat(catalog.num_events, 1).flatten()
 
 
-def _distance_codes(distance_P: Tensor) -> Tensor:
-    octaves_P = torch.log2((distance_P.clamp(min=1) / EXACT_DISTANCES).double()).clamp(min=0)
-    far_P = EXACT_DISTANCES + (4 * octaves_P).floor().long()
-    return torch.where(distance_P < EXACT_DISTANCES, distance_P, far_P).clamp(max=NUM_DISTANCES - 1)
+def _distance_codes(length: int, device: torch.device) -> Tensor:
+    """The code of each distance below ``length``, int32."""
+    distance = torch.arange(length, device=device)
+    octaves = torch.log2((distance.clamp(min=1) / EXACT_DISTANCES).double()).clamp(min=0)
+    far = EXACT_DISTANCES + (4 * octaves).floor().int()
+    return torch.where(distance < EXACT_DISTANCES, distance.int(), far).clamp(max=NUM_DISTANCES - 1)
 
 
 def _occurrences(batch: Batch) -> tuple[Tensor, Tensor]:
