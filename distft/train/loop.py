@@ -178,7 +178,7 @@ class Loop:
         here.at("reading", progress.step)
         batches = self.prefetch.batches(progress.epoch, progress.epoch_step)
         waited = time.perf_counter() - started
-        torch.manual_seed(_key(self.job.seed, progress.step, self.rank))
+        _seed_torch(_key(self.job.seed, progress.step, self.rank), self.engine.device)
         rate = learning_rate(train, progress.step, self.total_steps)
         result = train_step(self.engine, batches, self.empty, progress.step, rate)
         self.save_wanted = result.save_wanted
@@ -244,3 +244,14 @@ class Loop:
 def _key(seed: int, step: int, rank: int) -> int:
     """A seed of torch's generator for one step of one rank."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _seed_torch(seed: int, device: torch.device) -> None:
+    """Seeds the generators that a step draws from.
+
+    ``torch.manual_seed`` would do, but notes a stack trace for every kind of device that is not there, for ever:
+    a millisecond a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

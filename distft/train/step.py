@@ -94,7 +94,7 @@ def train_step(engine: Engine, batches: Sequence[Batch], empty: Batch, step: int
     table = torch.zeros(engine.world_size, 4, dtype=torch.float64, device=engine.device)
     mine = [len(batches), sum(count for count, _ in counts), sum(size for _, size in counts), here.save_wanted]
     table[engine.rank] = torch.tensor(mine, dtype=torch.float64, device=engine.device)
-    dist.all_reduce(table)
+    _summed(table, engine)
     rounds, total, tokens = int(table[:, 0].max()), int(table[:, 1].sum()), int(table[:, 2].sum())
     save_wanted = bool(table[:, 3].any())
     if total == 0:
@@ -107,13 +107,19 @@ def train_step(engine: Engine, batches: Sequence[Batch], empty: Batch, step: int
         loss_total += torch.stack([loss_sum.detach().double(), count.double()])
         if index == rounds - 1:
             here.at("exchange of losses")
-            dist.all_reduce(loss_total)
+            _summed(loss_total, engine)
             _check(loss_total, total, step)
         here.at("backward pass")
         engine.backward(loss_sum * (engine.world_size / total), last=index == rounds - 1)
     here.at("update")
     engine.step(learning_rate)
     return StepResult(float(loss_total[0]), total, tokens, save_wanted)
+
+
+def _summed(table: Tensor, engine: Engine) -> None:
+    """Adds up what all ranks hold, in place; of one rank there is nothing to add."""
+    if engine.world_size > 1:
+        dist.all_reduce(table)
 
 
 def _check(loss_total: Tensor, total: int, step: int) -> None:
