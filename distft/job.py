@@ -503,6 +503,16 @@ class Checkpoint(Section):
     )
 
 
+class Augment(Section):
+    """Changes of the training histories, drawn anew every epoch: for shops with few events a user."""
+
+    crop: float = Field(0, ge=0, le=1, description="share of the rows that are cut to a run of half to all events")
+    mask: float = Field(0, ge=0, lt=1, description="share of the items in every row that the model does not see")
+    reorder: float = Field(
+        0, ge=0, le=1, description="share of the rows of which a fifth, in one place, comes in another order"
+    )
+
+
 class Train(Section):
     """How a model is trained."""
 
@@ -532,12 +542,20 @@ class Train(Section):
         "whose baskets share a time",
     )  # fmt: skip
     max_tokens_per_micro_batch: int = Field(16_384, ge=1, le=MAX_COUNT, description="padded positions computed at once")
+    augment: Augment = Augment()
     num_streams: int = Field(
         64, ge=1, le=MAX_COUNT, description="virtual reading streams; bounds the number of workers"
     )
     validate_: Validate = Field(Validate(), alias="validate")
     early_stopping: EarlyStopping | None = EarlyStopping()
     checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _examples_keep_their_target(self) -> Train:
+        changes = [key for key in ("crop", "reorder") if self.windows == "each" and getattr(self.augment, key)]
+        text = "with windows: each the last event is the target, which this would take away; mask is possible"
+        refuse([(("augment", key), text) for key in changes])
+        return self
 
     @model_validator(mode="after")
     def _baskets_are_of_windows(self) -> Train:

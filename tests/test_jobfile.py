@@ -93,6 +93,11 @@ def test_three_mistakes_are_told_at_once_in_the_order_of_the_file():
             "loss: {kind: adversarial, num_negatives: 300}",
             r"9:27: loss.num_negatives: 300: expected less than pool_size \(256\)",
         ),
+        ("train: {augment: {mask: 1}}", "9:19: train.augment.mask: 1: expected less than 1"),
+        (
+            "train: {windows: each, augment: {crop: 0.5, mask: 0.1}}",
+            "9:34: train.augment.crop: 0.5: with windows: each the last event is the target",
+        ),
         ("loss: {kind: adversarial, temperature: 0}", "loss.temperature: 0: expected more than 0"),
     ],
 )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from distft.data.augment import changed, mask_items
 from distft.data.collate import Side, example_batch, train_batch
 from distft.data.encode import Encoder
 from distft.data.ragged import concat
@@ -188,10 +189,13 @@ class Loop:
         progress.epoch_step += 1
 
     def _step_batches(self, epoch: int, step: int) -> list[Batch]:
-        rows = self.reader.step_rows(epoch, step)
+        rows = changed(self.reader.step_rows(epoch, step), self.job.train.augment)
         micro = self.reader.micro_batches(rows, self.job.train.max_tokens_per_micro_batch)
         step_key = self.reader.step_key(epoch, step)
-        return [self._collate(histories, step_key) for histories in micro if len(histories)]
+        batches = [self._collate(histories, step_key) for histories in micro if len(histories)]
+        for batch in batches:
+            mask_items(batch, self.job.train.augment.mask)
+        return batches
 
     def _collate(self, histories: Histories, step_key: int = 0) -> Batch:
         encoder, size, train = self.encoder, self.job.model.max_history, self.job.train

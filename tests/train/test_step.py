@@ -10,10 +10,12 @@ import torch.distributed as dist
 
 from distft.errors import TrainingError
 from distft.job import Train
+from distft.losses.adversarial.config import Config as Adversarial
+from distft.schema import Catalog
 from distft.train.engine import Engine
 from distft.train.settings import build_optimizer, learning_rate
 from distft.train.step import RankTargets, Step, train_step
-from tests.train.ranks import NUM_ITEMS, Toy, ToyLoss, run_ranks, toy_batch
+from tests.train.ranks import DIM, NUM_ITEMS, Toy, ToyLoss, run_ranks, toy_batch
 
 NUM_STEPS = 3
 ROWS = (3, 4, 2)
@@ -25,15 +27,21 @@ def config(**changes: Any) -> dict[str, Any]:
     return {"weight_decay": 0.01, "clip_norm": 0.5, "warmup_steps": 2, "learning_rate": 0.05, **changes}
 
 
-def engine_weights(train: dict[str, Any]) -> dict[str, torch.Tensor]:
+def toy_step(adversary: bool) -> Step:
+    """The toy model with a loss without parameters, or with one that has its own and draws negatives."""
+    torch.manual_seed(5)
+    catalog = Catalog(NUM_ITEMS, 2, 0, False)
+    return Step(Toy(), Adversarial(num_negatives=3, pool_size=9).build(catalog, DIM) if adversary else ToyLoss())
+
+
+def engine_weights(train: dict[str, Any], adversary: bool = False) -> dict[str, torch.Tensor]:
     """fp32 weights after NUM_STEPS, as far as this rank holds them; the rest is NaN."""
     job = Train.model_validate(train)
-    torch.manual_seed(5)
-    engine = Engine(Step(Toy(), ToyLoss()), job, CPU)
+    engine = Engine(toy_step(adversary), job, CPU)
     owner = OWNER[engine.world_size]
     for step in range(NUM_STEPS):
         mine = [index for index in range(len(ROWS)) if owner[index] == engine.rank]
-        batches = [toy_batch(ROWS[index], 10 * step + index) for index in mine]
+        batches = [toy_batch(ROWS[index], 10 * step + index) for index in mine]  # a tenth of the seed keys the step
         train_step(engine, batches, toy_batch(0, 0), step, learning_rate(job, step, NUM_STEPS))
     weights = {name: torch.full(shape, torch.nan) for name, shape in engine.shapes.items()}
     for part in engine.slices():
@@ -44,11 +52,10 @@ def engine_weights(train: dict[str, Any]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def plain_weights(train: dict[str, Any]) -> dict[str, torch.Tensor]:
+def plain_weights(train: dict[str, Any], adversary: bool = False) -> dict[str, torch.Tensor]:
     """The same in plain torch: one process, one backward pass over the mean of the whole batch."""
     job = Train.model_validate(train)
-    torch.manual_seed(5)
-    module = Step(Toy(), ToyLoss())
+    module = toy_step(adversary)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = build_optimizer(job, parameters)
     for step in range(NUM_STEPS):
@@ -62,14 +69,16 @@ def plain_weights(train: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def all_weights(trains: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
-    return [engine_weights(train) for train in trains]
+def all_weights(trains: list[dict[str, Any]], adversary: bool) -> list[dict[str, torch.Tensor]]:
+    return [engine_weights(train, adversary) for train in trains]
 
 
-def assert_equal_to_plain(trains: list[dict[str, Any]], world_size: int, tolerance: float) -> None:
-    ranks = run_ranks(world_size, all_weights, trains)
+def assert_equal_to_plain(
+    trains: list[dict[str, Any]], world_size: int, tolerance: float, adversary: bool = False
+) -> None:
+    ranks = run_ranks(world_size, all_weights, trains, adversary)
     for index, train in enumerate(trains):
-        expected = plain_weights({**train, "precision": "fp32"})
+        expected = plain_weights({**train, "precision": "fp32"}, adversary)
         for name, whole in expected.items():
             held = torch.stack([rank[index][name] for rank in ranks])
             assert not held.isnan().all(0).any(), f"{train}: nobody holds part of {name}"
@@ -83,6 +92,20 @@ def test_one_rank_equals_plain_torch(stage: int, one_rank: None) -> None:
     expected = plain_weights(train)
     for name, weights in engine_weights(train).items():
         torch.testing.assert_close(weights, expected[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_loss_may_train_an_adversary_of_its_own(stage: int, one_rank: None) -> None:
+    train = config(zero={"stage": stage})
+    before, found = dict(toy_step(True).named_parameters()), engine_weights(train, adversary=True)
+    for name, expected in plain_weights(train, adversary=True).items():
+        torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=0)
+        assert "fixed" in name or not torch.equal(expected, before[name])
+
+
+@pytest.mark.proof
+def test_two_ranks_train_an_adversary_alike_at_every_stage() -> None:
+    assert_equal_to_plain([config(zero={"stage": stage}) for stage in range(4)], 2, 1e-6, adversary=True)
 
 
 def test_two_ranks_equal_plain_torch_at_every_stage() -> None:
