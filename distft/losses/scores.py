@@ -19,6 +19,9 @@ from distft.losses.base import Wanted
 from distft.models.base import Model
 from distft.schema import Batch
 
+DENSE = 32
+"""Distinct items for each candidate of a position, up to which the scores of all of them, in one matrix product, take
+less time than looking the candidates' vectors up, one by one."""
 PAIR_POSITIONS = 16_384
 """Positions that a chunk of a pair model is planned for: those of a micro-batch by default."""
 
@@ -54,12 +57,20 @@ def candidate_scores(model: Model, wanted: Wanted, items_MK: Tensor, batch: Batc
 
 
 def _gathered_dots(x_MD: Tensor, v_UD: Tensor, place_MK: Tensor, max_numbers: int) -> Tensor:
-    width = max(1, max_numbers // max(1, place_MK.shape[1] * v_UD.shape[1]))
+    dense = len(v_UD) <= DENSE * place_MK.shape[1]
+    score = _by_product if dense else _by_lookup
+    numbers = len(v_UD) if dense else place_MK.shape[1] * v_UD.shape[1]
+    width = max(1, max_numbers // max(1, numbers))
     if len(x_MD) <= width:
-        return _gathered(x_MD, v_UD, place_MK)
+        return score(x_MD, v_UD, place_MK)
     pairs = zip(torch.split(x_MD, width), torch.split(place_MK, width), strict=True)
-    return torch.cat([checkpoint(_gathered, x_CD, v_UD, place_CK, use_reentrant=False) for x_CD, place_CK in pairs])
+    return torch.cat([checkpoint(score, x_CD, v_UD, place_CK, use_reentrant=False) for x_CD, place_CK in pairs])
 
 
-def _gathered(x_CD: Tensor, v_UD: Tensor, place_CK: Tensor) -> Tensor:
-    return torch.bmm(F.embedding(place_CK, v_UD), x_CD[:, :, None])[:, :, 0].float()
+def _by_product(x_CD: Tensor, v_UD: Tensor, place_CK: Tensor) -> Tensor:
+    return (x_CD @ v_UD.T).gather(1, place_CK).float()
+
+
+def _by_lookup(x_CD: Tensor, v_UD: Tensor, place_CK: Tensor) -> Tensor:
+    # Not a batch of products: of matrices as small as these, starting each takes longer than computing it.
+    return (F.embedding(place_CK, v_UD) * x_CD[:, None]).sum(2).float()
