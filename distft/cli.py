@@ -40,6 +40,9 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=
 StorageUri = Annotated[str | None, typer.Option("--storage", help="folder or URI in place of the job's storage")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, all else on stderr")]
 Force = Annotated[bool, typer.Option("--force", help="make the stage again, replacing what it left")]
+Against = Annotated[
+    str | None, typer.Option("--against", metavar="BUNDLE", help="compare with the model of a bundle, target by target")
+]
 From = Annotated[str | None, typer.Option("--from", metavar="train|finetune|PATH", help="which model")]
 
 
@@ -114,7 +117,12 @@ def _place(option: str, text: str) -> str:
 
 
 def _run(
-    terminal: Terminal, job: Any, stages: tuple[StageName, ...], force: bool = False, from_: str | None = None
+    terminal: Terminal,
+    job: Any,
+    stages: tuple[StageName, ...],
+    force: bool = False,
+    from_: str | None = None,
+    against: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     from distft import cluster
     from distft.pipeline import Context, run
@@ -127,7 +135,7 @@ def _run(
             "the job has ended. Give --storage an absolute path or a URI to keep what this run makes."
         )
     with terminal.watching() as watcher:
-        return run(Context(job, storage, watcher, force, from_, _command()), stages)
+        return run(Context(job, storage, watcher, force, from_, _command(), against), stages)
 
 
 def _command() -> str:
@@ -179,18 +187,20 @@ def train(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913  one parameter an option
     job: JobPath,
     set_: Overrides = None,
     storage: StorageUri = None,
     json: AsJson = False,
     force: Force = False,
     from_: From = None,
+    against: Against = None,
 ) -> None:
     """Score the test split: report/metrics.json and report/index.html."""
     with _session(json) as terminal:
         loaded = _load(job, set_, storage)
-        metrics = _run(terminal, loaded, ("evaluate",), force, from_)["evaluate"]
+        other = None if against is None else _place("--against", against)
+        metrics = _run(terminal, loaded, ("evaluate",), force, from_, other)["evaluate"]
         terminal.evaluation(loaded, metrics)
         terminal.result(metrics)
 

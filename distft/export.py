@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from distft.data.encode import Encoder
+from distft.data.encode import UNKNOWN_WORD, Encoder
 from distft.data.shards import TargetReader
 from distft.job import Job
 from distft.jobfile import dump_job
@@ -28,8 +28,6 @@ from distft.storage import MANIFEST, Manifest, Storage
 
 NUM_GOLDEN = 200
 GOLDEN_K = 10
-UNKNOWN_WORD = "unknown_to_distft"
-"""Stands in a golden request for an item or word that has no row, so that the server meets an unknown one too."""
 
 
 def export(

@@ -36,7 +36,10 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Context:
-    """One command: the job, where its artefacts are, and how it was asked for; ``command`` continues it."""
+    """One command: the job, where its artefacts are, and how it was asked for; ``command`` continues it.
+
+    ``against``: a bundle that the evaluation compares with.
+    """
 
     job: Job
     root: Storage
@@ -44,6 +47,7 @@ class Context:
     force: bool = False
     from_: str | None = None
     command: str = ""
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,13 @@ def _model_inputs(context: Context) -> dict[str, Any]:
     return {**_dataset_sha(context), "weights": _weights(trained(context))}
 
 
+def _report_inputs(context: Context) -> dict[str, Any]:
+    if context.against is None:
+        return _model_inputs(context)
+    manifest = Storage(context.against).verified("bundle")
+    return {**_model_inputs(context), "against": manifest.sha256}
+
+
 def _weights(source: Storage) -> list[str]:
     """SHA-256 of the files that hold the weights; not their names, which tell of the attempt that wrote them."""
     files = source.read_json(MANIFEST)["files"]
@@ -328,10 +339,12 @@ def _evaluate(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
     from distft.report.evaluation import render
 
     weights = trained(context)
-    metrics, _ = evaluate(context.job, context.root / "dataset", weights, progress=context.watcher.progress)
+    rival = Storage(context.against) if context.against else None
+    dataset = context.root / "dataset"
+    metrics, visitors = evaluate(context.job, dataset, weights, progress=context.watcher.progress, rival=rival)
     with context.root.replacing("report") as report:
         report.write_json("metrics.json", metrics)
-        report.write_bytes("index.html", render(context.job, context.root, metrics, str(weights)).encode())
+        report.write_bytes("index.html", render(context.job, context.root, metrics, str(weights), visitors).encode())
         report.write_manifest("report", made_from, metrics)
     return metrics
 
@@ -362,7 +375,7 @@ STAGES: dict[str, Stage] = {
         _dataset_sha,
         _train,
     ),
-    "evaluate": Stage("report", "report", ("evaluate", "seed"), _model_inputs, _evaluate, derived=True),
+    "evaluate": Stage("report", "report", ("evaluate", "seed"), _report_inputs, _evaluate, derived=True),
     "export": Stage(
         "bundle", "bundle", ("name", "evaluate", "serve"), _export_inputs, _export, derived=True, on_ray=False
     ),

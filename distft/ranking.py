@@ -76,7 +76,7 @@ class DotScores:
 def dot_ranks(
     x_BD: Tensor, vectors_ND: Tensor, target_B: Tensor, excluded: list[NDArray[np.int32]] | None = None
 ) -> Tensor:
-    """rank_B of each history's target, from 1, for any number of histories; num_items + 1 for a miss.
+    """rank_B of each history's target, from 1, for any number of histories; ``topk.MISS`` for a miss.
 
     Beside its arguments it holds one chunk of scores for each thread.
     """
@@ -179,7 +179,7 @@ class Ranker:
     def ranks(
         self, histories: Histories, targets: NDArray[np.int32], excluded: list[NDArray[np.int32]] | None
     ) -> NDArray[np.int64]:
-        """Rank of each history's target, from 1; num_items + 1 for a miss."""
+        """Rank of each history's target, from 1; ``topk.MISS`` for a miss."""
         target_B = torch.from_numpy(targets.astype(np.int64))
         rank_B = ranks_by(self.scores(histories), self.model.num_items, target_B, excluded)
         return np.asarray(rank_B.numpy(), np.int64)

@@ -38,7 +38,7 @@ ITEMLESS_EVENTS = frozenset({"search"})
 
 SPLITS = ("train", "valid", "test")
 
-RANKING_METRICS = ("hr", "ndcg", "mrr", "recall", "map", "coverage")
+RANKING_METRICS = ("hr", "ndcg", "mrr", "recall", "map", "coverage", "novelty")
 LABEL_METRICS = ("auc", "accuracy", "precision", "recall", "f1", "logloss")
 VALUE_METRICS = ("rmse", "mae")
 POINTWISE_METRICS = (*LABEL_METRICS, *VALUE_METRICS)

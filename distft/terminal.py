@@ -145,18 +145,30 @@ class Terminal:
         self.counts_table("training", [(name.replace("_", " "), summary.get(name)) for name in names])
 
     def evaluation(self, job: Job, metrics: Mapping[str, Any]) -> None:
-        """The metric table, and where the report is."""
+        """The metric table, a line for every way of grouping the targets, and where the report is."""
+        from distft.report.groups import slice_lines, tested_metric
+
         title = f"{metrics['split']} split, {metrics['num_targets']:,} targets, all items ranked"
         self.metrics_table(title, metrics)
+        lines = slice_lines(metrics)
+        if lines:
+            self.show(f"{tested_metric(metrics)} of the model, and targets:")
+        for name, text in lines:
+            self.show(f"  {name}: {text}")
+        self.against_table(metrics)
         if "pointwise" in metrics:
             self.predictions_table(metrics["pointwise"])
         self.say(f"report  {job.storage}/report/index.html")
 
     def metrics_table(self, title: str, metrics: Mapping[str, Any]) -> None:
-        """The model's metrics beside the baselines'."""
+        """The model's metrics beside the baselines', and how surely they differ."""
         from distft.report.evaluation import baselines, table_rows
+        from distft.report.groups import chances, tested_metric
 
-        self._metrics(title, table_rows(metrics), baselines(metrics))
+        names = baselines(metrics)
+        found = chances(metrics, names)
+        last = (f"p, {tested_metric(metrics)}", "", "", *found) if found else ()
+        self._metrics(title, table_rows(metrics), names, last)
 
     def predictions_table(self, part: Mapping[str, Any]) -> None:
         """How well labels or values were predicted, beside the baselines."""
@@ -165,18 +177,44 @@ class Terminal:
         title = f"predictions of {part['num_targets']:,} targets"
         self._metrics(title, table_rows(part), baselines(part))
 
-    def _metrics(self, title: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    def _metrics(
+        self, title: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str], last: Sequence[str] = ()
+    ) -> None:
+        from distft.report.evaluation import SHORT
+        from distft.report.groups import figure
+
         table = Table(header_style="")
         table.add_column("metric", overflow="fold")
         table.add_column("model", justify="right", style="bold", overflow="fold")
         table.add_column("95% interval", justify="right", style="dim", overflow="fold")
         for name in names:
-            table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+            table.add_column(SHORT.get(name, name), justify="right", overflow="fold")
         for row in rows:
-            interval = "–".join(f"{bound:.4f}" for bound in row["interval"]) if row["interval"] else ""
-            others = ["–" if value is None else f"{value:.4f}" for value in row["baselines"]]
-            table.add_row(row["metric"], f"{row['model']:.4f}", interval, *others)
+            interval = "–".join(figure(bound) for bound in row["interval"]) if row["interval"] else ""
+            others = [figure(value, row["metric"]) for value in row["baselines"]]
+            table.add_row(row["metric"], figure(row["model"], row["metric"]), interval, *others)
+        if last:
+            table.add_row(*last)
         self._titled(title, table)
+
+    def against_table(self, metrics: Mapping[str, Any]) -> None:
+        """The model beside another bundle's, if it was compared with one."""
+        from distft.report.groups import against_rows, figure
+
+        rows = against_rows(metrics)
+        if not rows:
+            return
+        rival = metrics["against"]
+        table = Table(header_style="")
+        for name in ("metric", "model", rival["name"], "difference", "95% interval", "p"):
+            table.add_column(name, justify="left" if name == "metric" else "right", overflow="fold")
+        for row in rows:
+            values = (row["metric"], figure(row["model"]), figure(row["rival"]))
+            table.add_row(*values, row["difference"], row["interval"], row["p"])
+        common, all_ = rival["num_common_targets"], metrics["num_targets"]
+        self._titled(
+            f"against {rival['name']} {rival['model_version']}, which knows {common:,} of {all_:,} targets", table
+        )
 
     def _titled(self, title: str, table: Table) -> None:
         self.out.print(f"[bold]{escape(title)}[/]", soft_wrap=True)  # rich would break a title at the table's width

@@ -32,6 +32,9 @@ CHUNK_SCORES = 1 << 19
 DEVICE_CHUNK_SCORES = 1 << 24
 """Scores computed at once on a GPU, where a chunk costs what it takes to start it."""
 
+MISS = 2**31 - 1
+"""The rank of a target that is nowhere in the list: beyond every k, also one that is larger than the catalogue."""
+
 LANES = 8
 """Truth values in one 64-bit number, which may be added up 255 times before one spills into the next."""
 
@@ -67,13 +70,12 @@ def target_ranks(
 ) -> Tensor:
     """rank_B int64, from 1: the place of each target in the list that ``top_k`` would give.
 
-    A target that is not in the catalogue, or is excluded, is a miss: its rank is ``num_items + 1``. ``expected_B``:
+    A target that is not in the catalogue, or is excluded, is a ``MISS``. ``expected_B``:
     the targets' own scores, as far as known; where they are those of the chunks, every chunk is computed once.
     """
-    missed = num_items + 1
     spans = _spans(num_items, len(target_B), target_B.device)
     if not spans or not len(target_B):
-        return torch.full_like(target_B, missed)
+        return torch.full_like(target_B, MISS)
     if len(spans) == 1:
         s_BN = scores(*spans[0])
         scores = lambda start, end: s_BN  # noqa: E731
@@ -84,7 +86,7 @@ def target_ranks(
     rank_B, found_B = _places(scores, spans, target_B, own_B, ruled_out)
     if not torch.equal(found_B, own_B):
         rank_B, found_B = _places(scores, spans, target_B, found_B, ruled_out)
-    return rank_B.masked_fill(torch.isneginf(found_B) | ruled_out.holds(target_B), missed)
+    return rank_B.masked_fill(torch.isneginf(found_B) | ruled_out.holds(target_B), MISS)
 
 
 def _places(

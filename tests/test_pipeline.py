@@ -93,7 +93,7 @@ def test_the_dataset_has_its_report_in_the_manifest(finished):
 def test_metrics_are_consistent_and_the_oracle_is_best(finished):
     metrics = Storage(finished.storage).read_json("report/metrics.json")
     assert metrics["num_targets"] == TargetReader(Storage(finished.storage) / "dataset", "test").num_rows
-    assert set(metrics["baselines"]) == {"popularity", "recently_seen", "oracle"}
+    assert set(metrics["baselines"]) == {"popularity", "recently_seen", "co_occurrence", "oracle"}
     oracle = metrics["baselines"]["oracle"]
     for name, values in {**metrics["baselines"], "model": metrics["model"]}.items():
         assert values["hr@20"] <= oracle["hr@20"] + 0.05, name
@@ -101,7 +101,49 @@ def test_metrics_are_consistent_and_the_oracle_is_best(finished):
         assert values["hr@1"] <= values["hr@5"] <= values["hr@10"] <= values["hr@20"]
     low, high = metrics["intervals"]["hr@10"]
     assert low <= metrics["model"]["hr@10"] <= high
-    assert 0 < metrics["model"]["coverage@20"] <= 1
+    for values in (metrics["model"], *metrics["baselines"].values()):
+        assert 0 < values["coverage@20"] <= 1 and 0 <= values["gini@20"] < 1
+        assert values["novelty@20"] > 0 and values["arp@20"] >= 0
+    assert metrics["baselines"]["popularity"]["arp@10"] == max(v["arp@10"] for v in metrics["baselines"].values())
+    assert metrics["significance"]["baselines"]["oracle"]["difference"] < 0
+    for way, groups in metrics["slices"].items():
+        assert sum(group["count"] for group in groups.values()) == metrics["num_targets"], way
+        for group in groups.values():
+            assert set(group["baselines"]) == set(group["baseline_intervals"]) == set(metrics["baselines"])
+            low, high = group["intervals"]["ndcg@10"]
+            assert low <= group["model"]["ndcg@10"] <= high
+        total = sum(group["count"] * group["model"]["ndcg@10"] for group in groups.values())
+        assert total / metrics["num_targets"] == pytest.approx(metrics["model"]["ndcg@10"])
+
+
+def test_the_report_shows_slices_and_visitors(finished):
+    page = Storage(finished.storage).read_bytes("report/index.html").decode()
+    assert page.count("<h3>Visitor ") == 10
+    for title in ("By kind of target", "Popularity of the target", "co-occurrence", "p, ndcg@10"):
+        assert title in page, title
+
+
+def test_a_model_does_not_differ_from_its_own_bundle(copied):
+    root = Storage(copied.storage)
+    context = Context(copied, root, against=str(root / "bundle"))
+    summary = run(context, ("evaluate",))["evaluate"]
+    rival = summary["against"]
+    assert rival["name"] == copied.name
+    assert rival["num_common_targets"] == round(summary["num_targets"] * (1 - summary["unknown_target_share"]))
+    for name, one in rival["differences"].items():
+        assert (one["difference"], one["p_value"]) == (0, 1), name
+        assert rival["metrics"][name] == summary["model"][name]
+    assert "Against quickstart" in root.read_bytes("report/index.html").decode()
+    assert root.read_json("report/metrics.json") == summary
+    flip(copied.storage, "bundle/encoder/items.parquet")
+    for against, problem in (
+        (f"{root}/bundle", "items.parquet"),
+        (f"{root}/dataset", "holds a dataset"),
+        ("x", "no bundle"),
+    ):
+        with pytest.raises(ArtefactError, match=problem):
+            run(Context(copied, root, against=against), ("evaluate",))
+    assert (root / "report").verified("report").info == summary
 
 
 def test_the_server_side_gives_what_the_evaluator_gave(finished):

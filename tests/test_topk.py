@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft import topk
-from distft.topk import target_ranks, top_k
+from distft.topk import MISS, target_ranks, top_k
 
 
 def plain_order(s_BN: np.ndarray, excluded: list[np.ndarray]) -> list[list[int]]:
@@ -48,7 +48,7 @@ def test_equals_a_plain_sort_with_ties_and_exclusions(num_items, batch_size, k, 
         assert rows_BK[index].tolist() == wanted
         assert best_BK[index, : len(order)].tolist() == [s_BN[index, row] for row in order[:k]]
         target = int(target_B[index])
-        assert int(rank_B[index]) == (order.index(target) + 1 if target in order else num_items + 1)
+        assert int(rank_B[index]) == (order.index(target) + 1 if target in order else MISS)
 
 
 @settings(max_examples=40, deadline=None)
@@ -70,7 +70,7 @@ def test_what_was_expected_of_a_target_changes_no_rank(num_items, batch_size, di
         topk.CHUNK_SCORES = before
     orders = plain_order(scores.numpy(), excluded)
     expected = [
-        order.index(target) + 1 if target in order else num_items + 1
+        order.index(target) + 1 if target in order else MISS
         for order, target in zip(orders, target_B.tolist(), strict=True)
     ]
     assert rank_B.tolist() == expected
@@ -111,4 +111,4 @@ def test_scores_that_are_not_numbers_rank_last(bad):
     rows = top_k(lambda a, b: scores[:, a:b].clone(), 5, 3, None, 1)[1]
     assert rows.tolist() == [[4, 2, 0]]
     rank = target_ranks(lambda a, b: scores[:, a:b].clone(), 5, torch.tensor([3]), None)
-    assert rank.tolist() == [6]
+    assert rank.tolist() == [MISS]

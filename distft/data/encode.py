@@ -36,6 +36,9 @@ FORMAT = 2
 NO_TIME = -1
 """``time_ms`` of an event whose time is not known."""
 
+UNKNOWN_WORD = "unknown_to_distft"
+"""Stands for an item or word that has no row where a history is told to somebody who encodes it again."""
+
 _FEATURE = "feature."
 
 

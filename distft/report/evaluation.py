@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -17,15 +17,27 @@ from distft import __version__
 from distft.job import Job
 from distft.jobfile import dump_job
 from distft.report import pointwise
+from distft.report.groups import (
+    against_rows,
+    chances,
+    figure,
+    signed,
+    slice_tables,
+    tested_metric,
+)
 from distft.schema import lower_is_better
 from distft.storage import Storage
+
+if TYPE_CHECKING:
+    from distft.evaluate.examples import Example
 
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 44, 352, 12, 170
 
 
-def render(job: Job, root: Storage, metrics: Mapping[str, Any], weights: str) -> str:
-    """The page of one evaluation; ``weights`` says of what."""
+def render(job: Job, root: Storage, metrics: Mapping[str, Any], weights: str, visitors: Sequence[Example] = ()) -> str:
+    """The page of one evaluation; ``weights`` says of what, ``visitors`` are shown as examples."""
     environment = Environment(loader=PackageLoader("distft", "report"), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"figure": figure, "signed": signed, "words": words}
     dataset = (root / "dataset").manifest("dataset")
     info = dataset.info if dataset else {}
     return environment.get_template("evaluation.html").render(
@@ -36,6 +48,12 @@ def render(job: Job, root: Storage, metrics: Mapping[str, Any], weights: str) ->
         num_items=max(0, info.get("num_items", 2) - 2),
         baselines=baselines(metrics),
         rows=table_rows(metrics),
+        chances=chances(metrics, baselines(metrics)),
+        tested=tested_metric(metrics),
+        short=SHORT,
+        slices=slice_tables(metrics, baselines(metrics)),
+        against=against_rows(metrics),
+        visitors=visitors,
         plots=_plots(job, root),
         data=[*accounting(root / "dataset"), *sizes(root / "dataset")],
         meanings=MEANINGS,
@@ -50,14 +68,21 @@ EXCLUDED = {
     "targets": ", without those of the history's target events",
     "none": "",
 }
-BASELINES = ("popularity", "recently_seen", "oracle")
+BASELINES = ("popularity", "recently_seen", "co_occurrence", "oracle")
+SHORT = {"popularity": "popular", "recently_seen": "recent", "co_occurrence": "co-occ.", "oracle": "oracle"}
+"""Their names where a table must fit 80 columns."""
+
 MEANINGS = {
     "popularity": "The same list for everybody: the items with most target events in training.",
     "recently_seen": "The items of the visitor's own history, the latest first, then the popular ones.",
+    "co_occurrence": "The items that others had close to the latest ones of the visitor's history, then the popular "
+    "ones.",
     "oracle": "Knows how the made-up shop works and what the visitor did, but not what they came for: the best that "
     "any recommender could reach.",
 }
-SHOWN = ("hr", "ndcg", "mrr", "coverage")
+SHOWN = ("hr", "ndcg", "mrr")
+SHOWN_ONCE = ("coverage", "novelty", "arp", "gini")
+"""What lists are like: shown at one k, told at all in metrics.json."""
 
 
 def table_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -68,6 +93,7 @@ def table_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     ks = sorted({int(name.split("@")[1]) for name in metrics["model"] if "@" in name})
     names = [f"{family}@{k}" for family in SHOWN for k in ks if k > 1 or family == "hr"]
+    names += [f"{family}@{10 if 10 in ks else max(ks)}" for family in SHOWN_ONCE if ks]
     return [
         {
             "metric": name,
@@ -78,6 +104,11 @@ def table_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name in names
         if name in metrics["model"]
     ]
+
+
+def words(name: str) -> str:
+    """A name of metrics.json as words."""
+    return name.replace("co_occurrence", "co-occurrence").replace("_", " ")
 
 
 def baselines(metrics: Mapping[str, Any]) -> list[str]:
