@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def compare(path: str) -> None:
         other = float(theirs[f"{NAMES[family]}@{k}"])
         rows[name] = {"ours": value, "ranx": other, "difference": abs(value - other)}
     result = {
-        "users": NUM_USERS, "items": NUM_ITEMS, "ranx": ranx.__version__ if hasattr(ranx, "__version__") else "",
+        "users": NUM_USERS, "items": NUM_ITEMS, "ranx": version("ranx"),
         "largest_difference": max(row["difference"] for row in rows.values()), "metrics": rows,
     }  # fmt: skip
     (Path(__file__).parent / "results" / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")

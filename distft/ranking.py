@@ -27,7 +27,7 @@ from distft.models.threads import each
 from distft.schema import NUM_RESERVED, Batch, Histories
 from distft.topk import ScoreChunk, target_ranks, top_k
 
-BATCH_ROWS = 1024
+BATCH_ROWS = 512
 """Histories that ``dot_ranks`` ranks at once."""
 
 DIAGONAL_ROWS = 256
@@ -180,6 +180,14 @@ class Ranker:
         self, histories: Histories, targets: NDArray[np.int32], excluded: list[NDArray[np.int32]] | None
     ) -> NDArray[np.int64]:
         """Rank of each history's target, from 1; ``topk.MISS`` for a miss."""
-        target_B = torch.from_numpy(targets.astype(np.int64))
-        rank_B = ranks_by(self.scores(histories), self.model.num_items, target_B, excluded)
-        return np.asarray(rank_B.numpy(), np.int64)
+        return self.ranks_and_top_k(histories, targets, 0, excluded)[0]
+
+    @torch.inference_mode()
+    def ranks_and_top_k(
+        self, histories: Histories, targets: NDArray[np.int32], k: int, excluded: list[NDArray[np.int32]] | None
+    ) -> tuple[NDArray[np.int64], Tensor]:
+        """(The ranks of ``ranks``, rows_BK of ``top_k``), with the states computed once."""
+        scores, target_B = self.scores(histories), torch.from_numpy(targets.astype(np.int64))
+        rank_B = ranks_by(scores, self.model.num_items, target_B, excluded)
+        rows_BK = top_k(scores, self.model.num_items, k, excluded, len(histories))[1] if k else target_B.new_zeros(0, 0)
+        return np.asarray(rank_B.numpy(), np.int64), rows_BK

@@ -26,8 +26,8 @@ from distft.schema import NUM_RESERVED
 ScoreChunk = Callable[[int, int], Tensor]
 """(start, end) → s_BC: scores of the item rows start..end-1 for every history."""
 
-CHUNK_SCORES = 1 << 19
-"""Scores computed at once on a CPU: 2 MB in fp32, which are still in its caches when they are read."""
+CHUNK_SCORES = 1 << 18
+"""Scores computed at once on a CPU: 1 MB in fp32, which are still in its caches when they are read."""
 
 DEVICE_CHUNK_SCORES = 1 << 24
 """Scores computed at once on a GPU, where a chunk costs what it takes to start it."""

@@ -40,9 +40,9 @@ DECAY = 0.8
 """What an event counts, of what the one after it counts."""
 
 MAX_PAIRS = 8_000_000
-"""Pairs that are counted at once: 128 MB."""
+"""New pairs that are gathered before they are counted (64 MB); of half as many different ones all are kept."""
 
-MAX_EVENTS = 1_000_000
+MAX_EVENTS = 500_000
 """Events whose pairs are made at once."""
 
 Int64 = NDArray[np.int64]
@@ -68,13 +68,15 @@ def neighbours(parts: Iterable[Histories], num_items: int) -> Neighbours:
     """The neighbours of every item by the histories of all parts."""
     times_N = np.zeros(num_items, np.int64)
     key_P, count_P = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    new: list[Int64] = []
     for part in parts:
         times_N += np.bincount(part.item_row, minlength=num_items)
         for start in range(0, len(part.item_row), MAX_EVENTS):
-            some = _pairs(part, start, start + MAX_EVENTS, num_items)
-            key_P, count_P = _summed(np.concatenate([key_P, some]), np.concatenate([count_P, np.ones_like(some)]))
-            if len(key_P) > MAX_PAIRS:
-                key_P, count_P = _thinned(key_P, count_P, num_items)
+            new.append(_pairs(part, start, start + MAX_EVENTS, num_items))
+            if sum(map(len, new)) > MAX_PAIRS:
+                key_P, count_P = _thinned(*_summed(key_P, count_P, new), num_items)
+                new = []
+    key_P, count_P = _summed(key_P, count_P, new)
     low_P, high_P = np.divmod(key_P, num_items)
     likeness_P = count_P / np.sqrt(times_N[low_P].astype(np.float64) * times_N[high_P])
     item_P, other_P = np.concatenate([low_P, high_P]), np.concatenate([high_P, low_P])
@@ -114,14 +116,19 @@ def _pairs(part: Histories, start: int, end: int, num_items: int) -> Int64:
     return np.concatenate(found)
 
 
-def _summed(key_P: Int64, count_P: Int64) -> tuple[Int64, Int64]:
-    """Each key once, with the sum of its counts."""
-    unique, place_P = np.unique(key_P, return_inverse=True)
-    return unique, np.bincount(place_P, count_P, len(unique)).astype(np.int64)
+def _summed(key_P: Int64, count_P: Int64, new: list[Int64]) -> tuple[Int64, Int64]:
+    """Each key once, with the sum of its counts; a new key counts once each time that it comes."""
+    some_P, times_P = np.unique(np.concatenate([key_P[:0], *new]), return_counts=True)
+    key_P, count_P = np.concatenate([key_P, some_P]), np.concatenate([count_P, times_P])
+    order = np.argsort(key_P)
+    unique, first = np.unique(key_P[order], return_index=True)
+    return unique, np.add.reduceat(count_P[order], first) if len(first) else count_P
 
 
 def _thinned(key_P: Int64, count_P: Int64, num_items: int) -> tuple[Int64, Int64]:
-    """The pairs that are among the most frequent ones of either of their items, half as many as may be counted."""
+    """All pairs while they are few, then those that are among the most frequent ones of either of their items."""
+    if len(key_P) <= MAX_PAIRS // 2:
+        return key_P, count_P
     each = max(NUM_NEIGHBOURS, MAX_PAIRS // (4 * num_items))
     low_P, high_P = np.divmod(key_P, num_items)
     kept = [_best_of_each(one, other, count_P, each) for one, other in ((low_P, high_P), (high_P, low_P))]

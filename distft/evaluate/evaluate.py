@@ -172,8 +172,8 @@ class Scorer:
             functions["co_occurrence"] = co_occurrence(self.near, self.encoder, histories)
         if self.oracle is not None:
             functions["oracle"] = oracle_scores(self.oracle, self.encoder, histories)
-        ranks = {"model": self.ranker.ranks(histories, targets.item, excluded)}
-        tops = {"model": self.ranker.top_k(histories, k, excluded).rows_BK}
+        rank_B, rows_BK = self.ranker.ranks_and_top_k(histories, targets.item, k, excluded)
+        ranks, tops = {"model": rank_B}, {"model": rows_BK}
         for name, scores in functions.items():
             ranks[name] = target_ranks(scores, num_items, target_B, excluded).numpy()
             tops[name] = top_k(scores, num_items, k, excluded, len(histories))[1]
