@@ -87,6 +87,7 @@ def test_a_place_that_a_shell_left_empty_is_not_the_root(job):
     refused(distft("prepare", job, "--storage", ""), "--storage is ''")
     refused(distft("data", "synth", "jobs/quickstart.yaml", "--out", ""), "--out is ''")
     refused(distft("serve", "~/bundle"), "BUNDLE is '~/bundle'")
+    refused(distft("evaluate", job, "--against", ""), "--against is ''")
 
 
 def test_a_stage_without_its_input_says_what_to_run(job):
