@@ -29,9 +29,9 @@ from distft.ranking import Ranker, target_scores
 from distft.storage import Storage
 
 BATCH_SIZE = 256
-LEARNING_RATE = 0.01
+LEARNING_RATE = 0.02
 MAX_EPOCHS = 12
-MAX_STEPS = 4_000
+MAX_STEPS = 1_500
 MAX_VALIDATED = 20_000
 
 

@@ -71,3 +71,13 @@ def test_what_differs_between_two_histories_and_two_items_is_more_than_a_sum():
     x_ND = last_states(model.states(batch), batch.length_B)
     s_NK = model.pair_scores(x_ND, torch.tensor([[5, 9], [5, 9]]), batch, torch.arange(2))
     assert abs((s_NK[0, 0] - s_NK[0, 1]) - (s_NK[1, 0] - s_NK[1, 1])) > 1e-4
+
+
+def test_a_new_model_adds_nothing_for_padding_and_no_input_drowns_the_others():
+    model = MLPConfig().build(told_catalog())
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    padded = [table for table in tables if table.padding_idx is not None]
+    assert len(padded) >= 5
+    assert not any(table.weight[0].any() for table in padded)
+    for table in [*tables, model.items.numbers, model.bags.users.numbers]:
+        assert 0.05 < table.weight.std() < 0.15

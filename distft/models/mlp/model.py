@@ -10,6 +10,7 @@ Shape legend: B histories, L positions, N states, K items of a state, D width, S
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from distft.models.bags import Bags
 from distft.models.base import Model
-from distft.models.blocks import ItemEmbedding
+from distft.models.blocks import ItemEmbedding, init_normal
 from distft.models.dropout import dropout
 from distft.schema import Batch, Catalog
 
@@ -41,9 +42,8 @@ class MLP(Model):
         self.dim, self.dropout = config.dim, config.dropout
         self.bags = Bags(catalog, config.dim, config.max_history)
         self.items = ItemEmbedding(catalog, config.dim, config.item_features)
-        for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=EMBEDDING_STD)
+        # Also what numbers are multiplied with: by torch's own rule one number would drown the items.
+        self.apply(partial(init_normal, std=EMBEDDING_STD))
         self.state_dim = self.bags.num_bags * config.dim + self.bags.num_numbers
         self.first = FirstLayer(self.state_dim, self.bags.num_bags, config.dim, config.hidden[0])
         widths = zip(config.hidden[:-1], config.hidden[1:], strict=True)
