@@ -80,6 +80,10 @@ def test_three_mistakes_are_told_at_once_in_the_order_of_the_file():
         ("train: {learning_rate: .inf}", "learning_rate: .inf: expected a finite number"),
         ("tune: 3", "tune: 3: expected a section of keys"),
         ("loss: {kind: sofmax}", "9:8: loss.kind: 'sofmax'.*Did you mean 'softmax'"),
+        (
+            "loss: {kind: bce, num_negatives: 0, negatives_shared: true}",
+            "9:37: loss.negatives_shared: true: there are no negatives to share with num_negatives: 0",
+        ),
         ("loss: {kind: gbce, num_negatives: 0}", "9:20: loss.num_negatives: 0: expected at least 1"),
         (
             "loss: {kind: bce, sampling: in_batch}",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from distft.component import MAX_COUNT
+from distft.component import MAX_COUNT, refuse
 from distft.losses.config import LogisticConfig
 
 if TYPE_CHECKING:
@@ -24,6 +24,12 @@ class Config(LogisticConfig):
     negatives_shared: bool = Field(
         False, description="one draw for all targets of an optimiser step, which suits many negatives; false: for each"
     )
+
+    @model_validator(mode="after")
+    def _labels_share_nothing(self) -> Config:
+        if self.negatives_shared and not self.num_negatives:
+            refuse([(("negatives_shared",), "there are no negatives to share with num_negatives: 0")])
+        return self
 
     @property
     def judges(self) -> Literal["labels"] | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from distft.losses.base import Loss
+from distft.losses.chunks import dealt, slices
 from distft.models.base import Model, OwnScores
 from distft.models.products import times_transposed
 from distft.models.threads import each
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 LOG2_E = math.log2(math.e)
 """exp2 takes a quarter of the time of exp on a CPU."""
-CPU_LOGITS, CPU_WIDTH = 1 << 18, 128
-"""Logits of one chunk on a CPU, for its cache, and positions of one where the catalogue is large."""
 
 
 class Softmax(Loss):
@@ -90,8 +89,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if bonus_P is not None and places is not None:
             added = _Additions(bonus_P, *places, len(x_MD), num_items)
         dx_MD = torch.empty_like(x_MD) if needs_x else None
-        width = _chunk_width(num_items, max_logits, x_MD.device)
-        chunks = _parts(len(x_MD), width, x_MD.device)
+        chunks = dealt(slices(len(x_MD), num_items, max_logits, x_MD.device), x_MD.device)
         parts = each(partial(_normaliser, x_MD, v_VD, added, dx_MD, needs_v), chunks)
         loss_sum = torch.stack([loss for loss, _ in parts]).sum()
         dv_DV = torch.stack([dv for _, dv in parts if dv is not None]).sum(0) if needs_v else None
@@ -172,16 +170,3 @@ def _normaliser(
         if dv_DV is not None:
             dv_DV += times_transposed((x_CD / sum_C1).to(x_MD.dtype).T.contiguous(), e_CV.T)
     return loss_sum, dv_DV
-
-
-def _parts(num_positions: int, width: int, device: torch.device) -> list[list[slice]]:
-    """Every chunk once, dealt to as many parts as a CPU has threads; on a GPU to one."""
-    chunks = [slice(start, min(start + width, num_positions)) for start in range(0, num_positions, width)]
-    count = torch.get_num_threads() if device.type == "cpu" else 1
-    return [chunks[first::count] for first in range(count)]
-
-
-def _chunk_width(num_items: int, max_logits: int, device: torch.device) -> int:
-    """Positions of a chunk: as many as the memory allows; on a CPU not more than its cache likes."""
-    width = max(1, max_logits // num_items)
-    return min(width, max(CPU_WIDTH, CPU_LOGITS // num_items)) if device.type == "cpu" else width
