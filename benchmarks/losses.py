@@ -3,9 +3,9 @@
 Run:  .venv/bin/python benchmarks/losses.py DATASET [EPOCHS] [ONLY ...]
 
 DATASET is what ``distft prepare jobs/ml1m.yaml`` made (``runs/ml1m/dataset``). The jobs are ``jobs/ml1m.yaml`` with the
-latest 50 events of each user, EPOCHS (6) epochs on two workers of one thread each, and the loss's settings below; a
+latest 50 events of each user, EPOCHS (5) epochs on two workers of one thread each, and the loss's settings below; a
 few minutes' training tells which combinations learn and at what speed, and not how far each of them gets. ONLY: names
-of models or losses, to train some of the combinations; the others keep their results.
+of models or losses, to train some of the combinations; the others keep their results. Some 20 minutes for all.
 
 Writes ``benchmarks/results/losses.json`` and prints its table, in Markdown; the job file is ``ml1m.yaml``.
 """
@@ -53,6 +53,8 @@ LOSSES = {
     "bce, 256 shared negatives": "{kind: bce, num_negatives: 256, negatives_shared: true}",
     "adversarial": "{kind: adversarial}",
 }
+MAIN_LOSSES = ("softmax", "sampled softmax, uniform", "gbce", "bce, one negative")
+"""Trained with every model that ranks by a product; the others with the transformer alone."""
 PAIR_LOSSES = ("sampled softmax, uniform", "bce, one negative", "adversarial")
 PAIR_NEGATIVES = {"sampled softmax, uniform": "{kind: sampled_softmax, num_negatives: 16, negatives_shared: false}"}
 PAIR_NEGATIVES |= {"adversarial": "{kind: adversarial, num_negatives: 4, pool_size: 16}"}
@@ -82,15 +84,32 @@ def combinations(only: list[str]) -> list[tuple[str, str]]:
         for model in models
         for loss, keys in LOSSES.items()
         if keys.split("kind: ")[1].rstrip("}").split(",")[0] in known
-        and (kinds[model.split(",")[0]].retrieval == "dot" or loss in PAIR_LOSSES)
-        and (model != "transformer, cosine" or "softmax" in loss)
+        and (loss in PAIR_LOSSES if kinds[model.split(",")[0]].retrieval == "pair" else loss in suited(model))
     ]
     return [pair for pair in pairs if not only or any(name in pair for name in only)]
 
 
-def train_all(folder: str, dataset: str, wanted: list[tuple[str, str]], epochs: int) -> list[dict[str, Any]]:
-    """The results on this rank, one combination after the other."""
-    return [train(Path(folder) / str(number), dataset, *pair, epochs) for number, pair in enumerate(wanted)]
+def suited(model: str) -> tuple[str, ...]:
+    """Losses that a model which ranks by a product is trained with."""
+    return tuple(LOSSES) if model == "transformer" else MAIN_LOSSES[:2] if "cosine" in model else MAIN_LOSSES
+
+
+def train_all(folder: str, dataset: str, wanted: list[tuple[str, str]], epochs: int) -> None:
+    """One combination after the other; rank 0 writes what it has after each."""
+    for number, pair in enumerate(wanted):
+        found = train(Path(folder) / str(number), dataset, *pair, epochs)
+        if dist.get_rank() == 0:
+            print(json.dumps(found), file=sys.stderr, flush=True)
+            write(found, epochs)
+
+
+def write(found: dict[str, Any], epochs: int) -> None:
+    """Puts one result in the place of the one before of the same model and loss."""
+    before = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = {(row["model"], row["loss"]): row for row in [*before, found]}
+    order = [pair for pair in ((model, loss) for model in MODELS for loss in LOSSES) if pair in rows]
+    result = {"split": "validation", "epochs": epochs, "machine": {"cpus": os.cpu_count()}}
+    RESULT.write_text(json.dumps({**result, "rows": [rows[pair] for pair in order]}, indent=2) + "\n")
 
 
 def train(storage: Path, dataset: str, model: str, loss: str, epochs: int) -> dict[str, Any]:
@@ -106,7 +125,7 @@ def train(storage: Path, dataset: str, model: str, loss: str, epochs: int) -> di
     lines = list(read_lines(root / "train"))
     valid = [line for line in lines if line["kind"] == "valid"][-1]
     speeds = [line["tokens_per_s"] for line in lines if line["kind"] == "train"]
-    found = {
+    return {
         "model": model,
         "loss": loss,
         "settings": settings(model, loss, epochs),
@@ -116,9 +135,6 @@ def train(storage: Path, dataset: str, model: str, loss: str, epochs: int) -> di
         "steps": result.steps,
         "wall_s": round(took_s, 1),
     }
-    if dist.get_rank() == 0:
-        print(json.dumps(found), file=sys.stderr, flush=True)
-    return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -131,15 +147,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     dataset, *more = sys.argv[1:]
-    epochs = int(more.pop(0)) if more and more[0].isdigit() else 6
+    epochs = int(more.pop(0)) if more and more[0].isdigit() else 5
     wanted = combinations(more)
     with tempfile.TemporaryDirectory() as folder:
-        found, *_ = run_ranks(2, train_all, folder, dataset, wanted, epochs)
-    before = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
-    rows = [row for row in before if (row["model"], row["loss"]) not in wanted] + found
-    result = {"split": "validation", "epochs": epochs, "machine": {"cpus": os.cpu_count()}, "rows": rows}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(rows))
+        run_ranks(2, train_all, folder, dataset, wanted, epochs)
+    print(table(json.loads(RESULT.read_text())["rows"]))
 
 
 if __name__ == "__main__":

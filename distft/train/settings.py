@@ -61,6 +61,7 @@ def build_config(train: Train, num_parameters: int, world_size: int) -> dict[str
 def _zero_section(train: Train, num_parameters: int) -> dict[str, Any]:
     # DeepSpeed makes its buckets as large as it is told, however small the model is.
     bucket = max(1, min(num_parameters, train.zero.bucket_elements))
+    bucket += bucket % 2  # it refuses an odd one where several ranks share the state
     section: dict[str, Any] = {
         "stage": train.zero.stage,
         "reduce_bucket_size": bucket,

@@ -65,6 +65,8 @@ def test_buckets_hold_the_model_at_most() -> None:
         assert [zero[f"{name}_bucket_size"] for name in names] == [60] * len(names)
         zero = build_config(train(zero={"stage": stage}), 100, 2)["zero_optimization"]
         assert zero["reduce_bucket_size"] == 100
+        odd = build_config(train(zero={"stage": stage}), 101, 2)["zero_optimization"]
+        assert odd["allgather_bucket_size"] == 102, "DeepSpeed refuses an odd one"
 
 
 def test_everything_that_deepspeed_removed_is_refused_by_name() -> None:
