@@ -10,8 +10,6 @@ Shape legend: B histories, N items, C items of a chunk.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,7 +21,7 @@ from distft.schema import NUM_RESERVED, Histories
 from distft.topk import ScoreChunk
 
 FAINT = 1e-20
-"""Popularity counts for so little where something else is known, and still orders what is known alike."""
+"""What popularity counts where something else is known."""
 
 
 def popularity(encoder: Encoder, histories: Histories) -> ScoreChunk:
@@ -35,34 +33,25 @@ def popularity(encoder: Encoder, histories: Histories) -> ScoreChunk:
 def recently_seen(encoder: Encoder, histories: Histories) -> ScoreChunk:
     """The history's own items, the latest first, then the popular ones."""
     row_E = np.repeat(np.arange(len(histories)), histories.lengths)
-    # Written in time order, each item is left with its latest place.
     place_E = np.arange(len(row_E)) - histories.offsets[:-1][row_E] + 1
-    return above_popularity(encoder, len(histories), row_E, histories.item_row, place_E)
-
-
-def above_popularity(
-    encoder: Encoder,
-    num_histories: int,
-    row_P: NDArray[np.integer[Any]],
-    item_P: NDArray[np.integer[Any]],
-    value_P: NDArray[np.number[Any]],
-) -> ScoreChunk:
-    """Items ``item_P`` of the histories ``row_P`` by the values ``value_P`` > 0, before all others by popularity.
-
-    Of several values of one item in one history the last one counts.
-    """
-    counts = encoder.counts.astype(np.float64)
-    share_N = torch.from_numpy((FAINT * counts / max(1.0, counts.max(initial=0))).astype(np.float32))
-    order_P = np.argsort(item_P, kind="stable")
-    row_P, item_P, value_P = row_P[order_P], item_P[order_P], value_P[order_P].astype(np.float32)
+    # Within an item they stay in time order: written one after the other, each item is left with its latest place.
+    order_E = np.argsort(histories.item_row, kind="stable")
+    row_E, place_E, item_E = row_E[order_E], place_E[order_E], histories.item_row[order_E]
+    share_N = faint_shares(encoder)
 
     def scores(start: int, end: int) -> Tensor:
-        s_BC = share_N[start:end].repeat(num_histories, 1).numpy()
-        low, high = np.searchsorted(item_P, [max(start, NUM_RESERVED), end])
-        s_BC[row_P[low:high], item_P[low:high] - start] = value_P[low:high]
+        s_BC = share_N[start:end].repeat(len(histories), 1).numpy()
+        low, high = np.searchsorted(item_E, [max(start, NUM_RESERVED), end])
+        s_BC[row_E[low:high], item_E[low:high] - start] = place_E[low:high]
         return torch.from_numpy(s_BC)
 
     return scores
+
+
+def faint_shares(encoder: Encoder) -> Tensor:
+    """share_N of each item in the training target events, made so small that it only orders what is else alike."""
+    counts_N = encoder.counts.astype(np.float64)
+    return torch.from_numpy((FAINT * counts_N / max(1.0, counts_N.max(initial=0))).astype(np.float32))
 
 
 def oracle_scores(oracle: Oracle, encoder: Encoder, histories: Histories) -> ScoreChunk:

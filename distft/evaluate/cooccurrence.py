@@ -17,12 +17,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from distft.data.encode import Encoder
 from distft.data.ragged import offsets_of, ranges
 from distft.data.shards import load_histories, split_files
-from distft.evaluate.baselines import above_popularity
+from distft.evaluate.baselines import faint_shares
 from distft.schema import NUM_RESERVED, Histories
 from distft.storage import Storage
 from distft.topk import ScoreChunk
@@ -30,13 +32,13 @@ from distft.topk import ScoreChunk
 WINDOW = 10
 """Events within which two items of a history are close."""
 
-NUM_NEIGHBOURS = 50
+NUM_NEIGHBOURS = 100
 """Kept of each item."""
 
-NUM_LATEST = 20
+NUM_LATEST = 100
 """Latest events of a history that count."""
 
-DECAY = 0.8
+DECAY = 0.98
 """What an event counts, of what the one after it counts."""
 
 MAX_PAIRS = 8_000_000
@@ -95,12 +97,20 @@ def co_occurrence(near: Neighbours, encoder: Encoder, histories: Histories) -> S
     starts = near.offsets[item_E]
     lengths = near.offsets[item_E + 1] - starts
     place_P = ranges(starts, lengths)
-    value_P = near.likeness_P[place_P] * np.repeat(DECAY**age_E, lengths)
-    row_P, item_P = np.repeat(row_E, lengths), near.item_P[place_P].astype(np.int64)
-    key_P, which_P = np.unique(row_P * encoder.num_items + item_P, return_inverse=True)
-    return above_popularity(
-        encoder, len(histories), *np.divmod(key_P, encoder.num_items), np.bincount(which_P, value_P, len(key_P))
-    )
+    item_P = near.item_P[place_P]
+    order_P = np.argsort(item_P, kind="stable")
+    item_P, place_P = item_P[order_P].astype(np.int64), place_P[order_P]
+    row_P = np.repeat(row_E, lengths)[order_P]
+    value_P = near.likeness_P[place_P] * np.repeat(DECAY**age_E, lengths)[order_P]
+    share_N = faint_shares(encoder)
+
+    def scores(start: int, end: int) -> Tensor:
+        low, high = np.searchsorted(item_P, [start, end])
+        place_P = row_P[low:high] * (end - start) + item_P[low:high] - start
+        sum_P = np.bincount(place_P, value_P[low:high], len(histories) * (end - start))
+        return torch.from_numpy(sum_P.astype(np.float32)).view(len(histories), end - start) + share_N[start:end]
+
+    return scores
 
 
 def _pairs(part: Histories, start: int, end: int, num_items: int) -> Int64:

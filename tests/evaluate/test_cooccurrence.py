@@ -73,3 +73,8 @@ def test_no_training_leaves_the_popular_items():
     near = neighbours([concat([])], 40)
     rows = top_k(co_occurrence(near, Shop(COUNTS), histories([3])), 40, 5, None, 1)[1]
     assert rows.tolist() == [[2, 3, 4, 5, 6]]
+
+
+def test_nobody_gets_no_list():
+    near = neighbours(TRAINED, 40)
+    assert top_k(co_occurrence(near, Shop(COUNTS), histories([])), 40, 5, None, 0)[1].shape == (0, 5)
