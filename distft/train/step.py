@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from distft.errors import NotFiniteError
 from distft.losses.base import Loss
 from distft.models.base import Model, last_states
-from distft.ranking import item_scores, target_scores
+from distft.ranking import item_scores, ranks_by, target_scores
 from distft.schema import PAD, Batch
-from distft.topk import target_ranks
 from distft.train.engine import Engine
 from distft.train.position import here
 
@@ -59,7 +58,7 @@ class Step(nn.Module):
         if targets.scored:
             return loss_sum, count, target_scores(self.model, x_BD, targets.target_B, batch)
         scores = item_scores(self.model, x_BD, batch)
-        return loss_sum, count, target_ranks(scores, self.model.num_items, targets.target_B, targets.excluded)
+        return loss_sum, count, ranks_by(scores, self.model.num_items, targets.target_B, targets.excluded)
 
 
 @dataclass(frozen=True)
