@@ -97,15 +97,17 @@ def _places(
     What needs few of a chunk's scores is only gathered here, chunk by chunk, and computed at the end.
     """
     width, rank_B = spans[0][1] - spans[0][0], torch.ones_like(target_B)
-    below_B = torch.nextafter(own_B, torch.full_like(own_B, -torch.inf))
+    # Up to the target's own row an equal score comes before it; behind that row only a higher one.
+    least_B, above = torch.nextafter(own_B, torch.full_like(own_B, -torch.inf)), _Above(len(own_B), width)
     around_BC = own_B.new_full((len(own_B), width), torch.nan)  # the chunk that holds a history's target
     s_parts = []
     places = ruled_out.places(spans, own_B.device)
     for (start, end), here_H, place_P in zip(spans, _whose(target_B, spans), places, strict=True):
         s_BC = scores(start, end).float()
-        # Up to the target's own row an equal score comes before it; behind that row only a higher one.
-        rank_B += _num_above(s_BC, torch.where(target_B < end, own_B, below_B))
-        around_BC[here_H, : end - start] = s_BC[here_H]
+        if len(here_H):
+            least_B[here_H] = own_B[here_H]
+            around_BC[here_H, : end - start] = s_BC[here_H]
+        rank_B += above.count(s_BC, least_B)
         s_parts.append(s_BC.take(place_P))
     column_B1 = ((target_B - NUM_RESERVED) % width)[:, None]
     before_BC = torch.arange(width, device=own_B.device) < column_B1
@@ -134,22 +136,29 @@ def _whose(target_B: Tensor, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
     return [torch.from_numpy(order_B[low:high]).to(target_B.device) for low, high in bounds]
 
 
-def _num_above(s_BC: Tensor, least_B: Tensor) -> Tensor:
-    """Scores of each row that are above ``least_B``, int64; a NaN is above nothing.
+class _Above:
+    """Counts the scores of each row that are above a bound.
 
     On a CPU numpy compares several times as fast as torch, and eight truth values are added up in one addition.
     """
-    if s_BC.device.type != "cpu":
-        return (s_BC > least_B[:, None]).sum(1)
-    s, least = s_BC.detach().numpy(), least_B.numpy()[:, None]
-    num_B = np.zeros(len(s), np.int64)
-    for start in range(0, s.shape[1], 255 * LANES):
-        part = s[:, start : start + 255 * LANES]
-        above = np.empty((len(s), -(-part.shape[1] // LANES) * LANES), np.bool_)
-        above[:, part.shape[1] :] = False
-        np.greater(part, least, out=above[:, : part.shape[1]])
-        num_B += above.view(np.int64).sum(1).view(np.uint8).reshape(len(s), LANES).sum(1, dtype=np.int64)
-    return torch.from_numpy(num_B)
+
+    def __init__(self, num_rows: int, width: int) -> None:
+        columns = min(width, 255 * LANES)
+        self._found = np.zeros((num_rows, -(-columns // LANES) * LANES), np.bool_)
+
+    def count(self, s_BC: Tensor, least_B: Tensor) -> Tensor:
+        """num_B int64; a NaN is above nothing. ``s_BC`` is at most as wide as was said."""
+        if s_BC.device.type != "cpu":
+            return (s_BC > least_B[:, None]).sum(1)
+        s, least = s_BC.detach().numpy(), least_B.numpy()[:, None]
+        num_B = np.zeros(len(s), np.int64)
+        for start in range(0, s.shape[1], 255 * LANES):
+            part = s[:, start : start + 255 * LANES]
+            np.greater(part, least, out=self._found[:, : part.shape[1]])
+            self._found[:, part.shape[1] :] = False
+            lanes = self._found.view(np.int64).sum(1)
+            num_B += lanes.view(np.uint8).reshape(len(s), LANES).sum(1, dtype=np.int64)
+        return torch.from_numpy(num_B)
 
 
 def _spans(num_items: int, batch_size: int, device: torch.device) -> list[tuple[int, int]]:

@@ -95,7 +95,10 @@ def test_counting_by_lanes_neither_loses_nor_spills():
         s_BC = torch.from_numpy(rng.random((3, width), np.float32))
         for least in (-1.0, 0.5, 2.0):
             least_B = torch.full((3,), least)
-            assert torch.equal(topk._num_above(s_BC, least_B), (s_BC > least).sum(1)), (width, least)
+            above = topk._Above(3, width)
+            above.count(torch.ones(3, width), torch.zeros(3))  # leaves nothing behind
+            assert torch.equal(above.count(s_BC, least_B), (s_BC > least).sum(1)), (width, least)
+            assert torch.equal(above.count(s_BC[:, :5], least_B), (s_BC[:, :5] > least).sum(1)), (width, least)
 
 
 def test_an_endless_score_ranks_first_and_ties_with_its_like():
