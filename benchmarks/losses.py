@@ -4,8 +4,9 @@ Run:  .venv/bin/python benchmarks/losses.py DATASET [EPOCHS] [ONLY ...]
 
 DATASET is what ``distft prepare jobs/ml1m.yaml`` made (``runs/ml1m/dataset``). The jobs are ``jobs/ml1m.yaml`` with the
 latest 50 events of each user, EPOCHS (5) epochs on two workers of one thread each, and the loss's settings below; a
-few minutes' training tells which combinations learn and at what speed, and not how far each of them gets. ONLY: names
-of models or losses, to train some of the combinations; the others keep their results. Some 20 minutes for all.
+minute's training tells which combinations learn and at what speed, and not how far each of them gets. ONLY: names
+of models or losses, to train some of the combinations; the others keep their results. Models of pairs take two epochs.
+All of it takes some 20 minutes on a quiet machine.
 
 Writes ``benchmarks/results/losses.json`` and prints its table, in Markdown; the job file is ``ml1m.yaml``.
 """
@@ -55,9 +56,10 @@ LOSSES = {
 }
 MAIN_LOSSES = ("softmax", "sampled softmax, uniform", "gbce", "bce, one negative")
 """Trained with every model that ranks by a product; the others with the transformer alone."""
-PAIR_LOSSES = ("sampled softmax, uniform", "bce, one negative", "adversarial")
-PAIR_NEGATIVES = {"sampled softmax, uniform": "{kind: sampled_softmax, num_negatives: 16, negatives_shared: false}"}
-PAIR_NEGATIVES |= {"adversarial": "{kind: adversarial, num_negatives: 4, pool_size: 16}"}
+PAIR_LOSSES = ("bce, one negative", "adversarial")
+PAIR_NEGATIVES = {"adversarial": "{kind: adversarial, num_negatives: 4, pool_size: 16}"}
+PAIR_EPOCHS = 2
+"""At most, for a model that goes through its layers for every pair: each of its epochs takes several of another's."""
 
 
 def no_report(_: dict[str, Any]) -> None:
@@ -69,6 +71,7 @@ def settings(model: str, loss: str, epochs: int) -> list[str]:
     kind = model.split(",")[0]
     pair = next(c for c in cast(Any, configs("models")) if c.model_fields["kind"].default == kind).retrieval == "pair"
     chosen = PAIR_NEGATIVES.get(loss, LOSSES[loss]) if pair else LOSSES[loss]
+    epochs = min(epochs, PAIR_EPOCHS) if pair else epochs
     length = ["model.max_history=50"]
     train = [f"train.epochs={epochs}", "train.warmup_steps=30", f"train.validate.every_epochs={epochs}"]
     return [*MODELS[model], *length, f"loss={chosen}", *train, "train.checkpoint.every_steps=100000"]
