@@ -12,6 +12,7 @@ from distft.errors import TrainingError
 from distft.job import Train
 from distft.losses.adversarial.config import Config as Adversarial
 from distft.schema import Catalog
+from distft.topk import MISS
 from distft.train.engine import Engine
 from distft.train.settings import build_optimizer, learning_rate
 from distft.train.step import RankTargets, Step, train_step
@@ -154,6 +155,6 @@ def test_validation_gives_the_place_among_all_items(one_rank: None) -> None:
     engine.train(False)
     with torch.no_grad():
         _, _, rank_B = engine(toy_batch(4, 7), RankTargets(torch.tensor([2, 5, 1, 22]), None))
-    assert rank_B[2] == NUM_ITEMS + 1
+    assert rank_B[2] == MISS
     assert ((rank_B[[0, 1, 3]] >= 1) & (rank_B[[0, 1, 3]] <= NUM_ITEMS - 2)).all()
     assert dist.get_world_size() == 1
