@@ -49,6 +49,7 @@ RAY = {
     "data.prepare",
     "train.loop",
     "train.driver",
+    "train.room",
     "train.failure",
     "train.supervisor",
     "train.gauges",

@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from distft import cluster
 from distft.errors import ArtefactError, UsageError
-from distft.job import Job, Scaling
+from distft.job import Job
 from distft.jobfile import dump_job
 from distft.storage import MANIFEST, Manifest, Storage
 from distft.train import failure as failures
@@ -31,6 +31,7 @@ from distft.train.checkpoint import FOLDER
 from distft.train.following import Line, Observer, Shown, following
 from distft.train.gauges import Gauges
 from distft.train.loop import TrainResult, ray_worker
+from distft.train.room import Room, check_room
 from distft.train.settings import check_train
 from distft.train.supervisor import Supervisor
 from distft.train.tensorboard import TensorBoard
@@ -68,7 +69,7 @@ def train(
     failures.forget(folder)
     folder.write_bytes("job.yaml", dump_job(job).encode())
     _write_manifest(folder, made_from, {"status": "running"}, {})
-    with _scratch(folder) as scratch, following(folder, _observers(job, folder, stage, progress)):
+    with _scratch(folder) as scratch, following(folder, _observers(job, folder, stage, use_gpu, progress)):
         outcome = _fit(job, root, stage, use_gpu, scratch)
     failures.forget(folder)
     result = TrainResult(**outcome)
@@ -114,35 +115,17 @@ def _check(job: Job, root: Storage) -> bool:
         use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     if job.train.precision == "fp16" and not use_gpu:
         raise UsageError("train.precision is fp16 on CPUs", "fp32 or bf16", "Set train.precision to bf16.")
-    _check_room(job.scaling, use_gpu)
+    check_room(job.scaling, use_gpu)
     check_reachable(job)
     return bool(use_gpu)
 
 
-def _check_room(scaling: Scaling, use_gpu: bool) -> None:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = {"CPU": scaling.cpus_per_worker, **({"GPU": 1.0} if use_gpu else {})}
-    fitting = sum(int(min(node.get(name, 0) / need for name, need in needs.items()) + 1e-9) for node in nodes)
-    wanted = scaling.worker_range[0]
-    if fitting >= wanted:
-        return
-    each = " and ".join(f"{need:g} {name}" for name, need in needs.items())
-    have = " and ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in needs)
-    if fitting:
-        remedy = f"Set scaling.num_workers to {fitting}."
-    elif not any(node.get("GPU", 0) for node in nodes) and use_gpu:
-        remedy = "Set scaling.use_gpu to auto or false, or use a cluster with GPUs."
-    else:
-        remedy = "Lower scaling.cpus_per_worker."
-    what = f"{wanted} workers of {each} each do not fit on this cluster of {have}"
-    raise UsageError(what, f"at most {fitting} workers", remedy)
-
-
-def _observers(job: Job, folder: Storage, stage: str, progress: Progress | None) -> list[Observer]:
+def _observers(job: Job, folder: Storage, stage: str, use_gpu: bool, progress: Progress | None) -> list[Observer]:
     """Who sees the training: the terminal, TensorBoard, Ray's metrics and, if the job asks, MLflow."""
     show = progress or (lambda line: None)
     gauges = Gauges(job.name, stage)
     observers: list[Observer] = [_Restarts(folder, gauges, show), Shown(show), TensorBoard(folder), gauges]
+    observers.append(Room(job.scaling, use_gpu, show))
     if job.tracking.mlflow is not None:
         observers.append(MlflowRun(job, stage, folder, show))
     return observers
