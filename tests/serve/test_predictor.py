@@ -95,6 +95,7 @@ def test_unknown_items_are_counted_and_still_answered(predictor: Predictor) -> N
     ("query", "field"),
     [
         (Query([RawEvent("i1", "viewed")]), "history.0.event"),
+        (Query([RawEvent("i1", "view")], user={"age": 30}), "user.age"),
         (Query([RawEvent("i1", "view"), RawEvent(None, "purchase")]), "history.1.item_id"),
         (Query([], k=0), "k"),
         (Query([], k=51), "k"),
