@@ -42,9 +42,9 @@ def log_normaliser(x_MD: Tensor, own_M: Tensor, candidates: Candidates, max_numb
     return _applied(_exponentials, x_MD, own_M, candidates, max_numbers)
 
 
-def logistic_losses(x_MD: Tensor, candidates: Candidates, max_numbers: int) -> Tensor:
-    """Sum over M and u of weight_u · log(1 + exp(x·v_u)), u running over all candidates but the target."""
-    return _applied(_logistic, x_MD, x_MD.new_zeros(len(x_MD)), candidates, max_numbers)
+def logistic_losses(x_MD: Tensor, candidates: Candidates, offset: float, max_numbers: int) -> Tensor:
+    """Sum over M and u of weight_u · log(1 + exp(x·v_u - offset)), u running over all candidates but the target."""
+    return _applied(partial(_logistic, offset), x_MD, x_MD.new_zeros(len(x_MD)), candidates, max_numbers)
 
 
 _Chunk = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -63,8 +63,11 @@ def _exponentials(s_CU: Tensor, own_C: Tensor, log_weight_U: Tensor) -> tuple[Te
     return (most_C + sum_C.log()).sum(), e_CU, 1 / sum_C, e_own_C / sum_C
 
 
-def _logistic(s_CU: Tensor, own_C: Tensor, log_weight_U: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _logistic(
+    offset: float, s_CU: Tensor, own_C: Tensor, log_weight_U: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weight_U = log_weight_U.exp()
+    s_CU -= offset
     loss = (F.softplus(s_CU) @ weight_U).sum()
     return loss, s_CU.sigmoid_().mul_(weight_U), torch.ones_like(own_C), torch.zeros_like(own_C)
 

@@ -18,7 +18,7 @@ from distft.losses.sampled_softmax.config import Config as SampledSoftmax
 from distft.losses.softmax.config import Config as Softmax
 from distft.schema import NUM_RESERVED, PAD
 from tests.losses.toys import COUNTS, built, labelled
-from tests.train.ranks import NUM_ITEMS
+from tests.train.ranks import DIM, NUM_ITEMS
 
 ALL = torch.arange(NUM_ITEMS)
 
@@ -86,11 +86,23 @@ def test_binary_losses_weigh_the_target_against_its_negatives(batch, config, bet
     drawn = (
         loss.sampler.for_step(batch, 5).expand(len(target_M), 5) if shared else loss.sampler.for_each(batch, wanted, 5)
     )
-    expected = 0.0
+    expected, s_MV = 0.0, s_MV - math.log(5 / beta)
     for s_V, target, negatives in zip(s_MV, target_M.tolist(), drawn.tolist(), strict=True):
         expected -= beta * F.logsigmoid(s_V[target]) / 6
         expected -= sum(F.logsigmoid(-s_V[u]) for u in negatives if u != target) / 6
     torch.testing.assert_close(loss(model, model.states(batch), batch)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [BCE, GBCE])
+def test_scores_of_nothing_are_not_pushed_down_as_a_whole(batch, config):
+    model, loss = built(config, {"num_negatives": 256})
+    level = torch.zeros((), requires_grad=True)  # the score of every item, after every event
+    with torch.no_grad():
+        model.items.weight.zero_()[:, 0] = 1
+    x_BLD = torch.cat([level.expand(*batch.item_BL.shape, 1), torch.zeros(*batch.item_BL.shape, DIM - 1)], 2)
+    value, count = loss(model, x_BLD, batch)
+    value.backward()
+    assert abs(float(level.grad)) / int(count) < 0.002, "it would be 0.5 without the prior"
 
 
 def test_the_exponent_of_gbce_is_between_that_of_bce_and_the_sampling_share():

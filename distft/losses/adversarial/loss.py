@@ -3,10 +3,11 @@
 Enters: states, a batch with targets and keys. Leaves: the loss's sum and count. Out of a pool of items, drawn
 uniformly for the step, a generator with small embeddings of its own proposes K for each target. The discriminator is
 the model: it learns, by binary cross-entropy, to tell the target from the proposals. The generator learns to propose
-what the model takes for a target: it gets the policy gradient of the expected reward Σ_p π(p) · σ(s_p), π its softmax
-over the pool. Surprising choices: since the pool is small that expectation is summed and not sampled, so the gradient
-has no variance from proposing; and there is one optimiser. Each of the two sees the other only through detached
-tensors, and the generator's part adds its gradient and nothing to the loss that is told, which is the model's.
+what the model takes for a target: it gets the policy gradient of the expected reward Σ_p π(p) · σ(s_p - b), π its
+softmax over the pool and b the prior of ``logistic.py``. Surprising choices: since the pool is small that expectation
+is summed and not sampled, so the gradient has no variance from proposing; and there is one optimiser. Each of the two
+sees the other only through detached tensors, and the generator's part adds its gradient and nothing to the loss that is
+told, which is the model's.
 
 Shape legend: M positions with a target, P items of the pool, K proposals, D width, E width of the generator.
 """
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from distft.losses.base import Loss, Wanted
 from distft.losses.draws import gumbel, numbers, place_keys
+from distft.losses.logistic import prior
 from distft.losses.negatives import Sampler, distinct
 from distft.losses.scores import candidate_scores, dots, vectors_once
 from distft.models.base import Model
@@ -50,9 +52,10 @@ class Adversarial(Loss):
         own_M, s_MP = self._model_scores(model, wanted, pool_P, batch)
         g_MP = self._generator_scores(wanted, pool_P)
         proposed_MP = self._proposals(g_MP.detach(), other_MP, batch, wanted)
-        model_sum = F.softplus(-own_M).sum() + (F.softplus(s_MP) * proposed_MP).sum()
+        offset = prior(self.config.num_negatives)
+        model_sum = F.softplus(offset - own_M).sum() + (F.softplus(s_MP - offset) * proposed_MP).sum()
         policy_MP = g_MP.masked_fill(~other_MP, -torch.inf).softmax(1)
-        generator_sum = -(policy_MP * s_MP.detach().sigmoid() * other_MP).sum()
+        generator_sum = -(policy_MP * (s_MP.detach() - offset).sigmoid() * other_MP).sum()
         loss_sum = model_sum / (self.config.num_negatives + 1) + generator_sum - generator_sum.detach()
         return loss_sum, wanted.count
 
