@@ -690,6 +690,10 @@ class Job(Section):
             refuse([(("model", "copy"), text)])
         if self.model.retrieval == "pair" and not self.loss.takes_pairs:
             refuse([(("loss", "kind"), f"expected a loss of single pairs, such as bce, for a model {self.model.kind}")])
+        if self.model.retrieval == "pair" and self.train.zero.stage == 3:
+            # Its validation goes through the layers as often as a rank has pairs; stage 3 needs all ranks each time.
+            text = f"expected 0, 1 or 2: a model {self.model.kind} is validated with all of its weights on every worker"
+            refuse([(("train", "zero", "stage"), text)])
         return self
 
     @model_validator(mode="after")

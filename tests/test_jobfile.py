@@ -604,3 +604,13 @@ def test_no_password_of_a_uri_is_taken_or_told(uri: str) -> None:
         with pytest.raises(JobError) as caught:
             parse_job(f"{GOOD}\n{text}\n", "job", override)
         assert "sesame" not in str(caught.value) and "tracking.mlflow" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_a_model_of_pairs_takes_a_loss_of_pairs_and_weights_that_every_worker_holds(kind):
+    pair = GOOD + f"model: {{kind: {kind}}}\nloss: {{kind: %s}}\ntrain: {{zero: {{stage: %d}}}}"
+    (line,) = mistakes(pair % ("softmax", 2))[1:]
+    assert f"expected a loss of single pairs, such as bce, for a model {kind}" in line
+    (line,) = mistakes(pair % ("bce", 3))[1:]
+    assert "train.zero.stage: 3: expected 0, 1 or 2" in line
+    parse_job(pair % ("bce", 2))
