@@ -5,7 +5,7 @@ Run:  .venv/bin/python benchmarks/search.py
 Prepares, trains and evaluates ``jobs/quickstart.yaml`` twice in empty storages, the second time with a
 ``data.min_token_count`` that no keyword reaches: the searches stay in the histories, their words are unknown. Told is
 the share of the distance between the model without keywords and the oracle, in ndcg@10 on the test split, that the
-keywords close; the oracle knows the shop's parameters and what the visitor did, and ranks for the same targets. Writes
+keywords close; the oracle knows the shop's parameters and what the visitor did, and reads the keywords. Writes
 ``benchmarks/results/search.json``; its job file is ``quickstart.yaml``.
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seeing, blind = metrics(Path(folder) / "seeing"), metrics(Path(folder) / "blind", *WITHOUT)
     oracle = seeing["baselines"]["oracle"][METRIC]
-    if blind["baselines"]["oracle"][METRIC] != oracle or blind["num_targets"] != seeing["num_targets"]:
+    if blind["num_targets"] != seeing["num_targets"]:
         raise SystemExit("The two runs were scored on different targets.")
     with_words, without = seeing["model"][METRIC], blind["model"][METRIC]
     found = {
