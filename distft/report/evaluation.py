@@ -25,6 +25,7 @@ from distft.report.groups import (
     slice_tables,
     tested_metric,
 )
+from distft.report.rows import metric_rows
 from distft.schema import lower_is_better
 from distft.storage import Storage
 
@@ -94,16 +95,7 @@ def table_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     ks = sorted({int(name.split("@")[1]) for name in metrics["model"] if "@" in name})
     names = [f"{family}@{k}" for family in SHOWN for k in ks if k > 1 or family == "hr"]
     names += [f"{family}@{10 if 10 in ks else max(ks)}" for family in SHOWN_ONCE if ks]
-    return [
-        {
-            "metric": name,
-            "model": metrics["model"][name],
-            "interval": metrics["intervals"].get(name),
-            "baselines": [metrics["baselines"][baseline].get(name) for baseline in baselines(metrics)],
-        }
-        for name in names
-        if name in metrics["model"]
-    ]
+    return metric_rows(metrics, names, baselines(metrics))
 
 
 def words(name: str) -> str:

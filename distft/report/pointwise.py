@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distft.report.rows import metric_rows
 from distft.schema import POINTWISE_METRICS
 
 BASELINES = ("regression", "majority")
@@ -26,16 +27,7 @@ def baselines(pointwise: Mapping[str, Any]) -> list[str]:
 
 def table_rows(pointwise: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a metric: its name, the model's value and interval, and the baselines' values."""
-    return [
-        {
-            "metric": name,
-            "model": pointwise["model"][name],
-            "interval": pointwise["intervals"].get(name),
-            "baselines": [pointwise["baselines"][baseline].get(name) for baseline in baselines(pointwise)],
-        }
-        for name in POINTWISE_METRICS
-        if name in pointwise["model"]
-    ]
+    return metric_rows(pointwise, POINTWISE_METRICS, baselines(pointwise))
 
 
 def calibration_plot(pointwise: Mapping[str, Any]) -> dict[str, Any] | None:
