@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 
 import pyarrow as pa
 
+from distft.data.catalogue import CATALOGUE
 from distft.errors import DataError
 from distft.storage import Storage
 
@@ -166,7 +167,7 @@ def _missing(path: str) -> DataError:
     if os.path.isdir(path):
         return DataError(f"{path} is a folder", "a file or a glob", f"Write {path.rstrip('/')}/*.csv, for instance.")
     parts = Path(path.removeprefix("file://")).parts
-    if parts[:1] == ("data",) and len(parts) > 2 and not os.path.isdir(os.path.join(*parts[:2])):
+    if parts[:1] == ("data",) and parts[1:2] and parts[1] in CATALOGUE and not os.path.isdir(os.path.join(*parts[:2])):
         return DataError(what, "", f"Run: distft data fetch {parts[1]}")
     folder = next((parent for parent in Path(path).parents if os.path.isdir(parent)), None)
     if folder is None or "://" in path:

@@ -230,6 +230,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path, monkeypatch: pytest
     assert "is a folder" in mistake(config(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert "distft data fetch ml-1m" in mistake(config("data/ml-1m/ratings.csv"))
+    assert "distft data fetch" not in mistake(config("data/nowhere/ratings.csv")), "there is no such data set"
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
