@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from distft.data import ragged
 from distft.data.hashing import keyed, mix, uniform
-from distft.job import Augment
 from distft.schema import NUM_RESERVED, UNKNOWN, Batch, Histories
+from distft.sections.train import Augment
 
 Float64 = NDArray[np.float64]
 

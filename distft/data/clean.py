@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     Pairs = tuple[NDArray[np.int32], NDArray[np.int32]]
 
+LEFT_OUT = "left_out"
 DUPLICATE = "duplicate"
 CANCELLED = "cancelled"
 REPEATED = "repeated"

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 
 from distft.data.numbers import learn, outside, scaled, substitute
 from distft.errors import DataError
-from distft.job import Encode
 from distft.schema import NUM_RESERVED, PAD, UNKNOWN, Feature
+from distft.sections.features import Encode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

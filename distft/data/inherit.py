@@ -19,7 +19,7 @@ from distft.storage import MANIFEST, Storage
 
 if TYPE_CHECKING:
     from distft.data.sources.base import FeatureTable
-    from distft.job import Encode
+    from distft.sections.features import Encode
 
 _KEY = "data.vocabulary.from"
 _KINDS = ("dataset", "bundle")

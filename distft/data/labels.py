@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distft.job import Label
+from distft.sections.data import Label
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

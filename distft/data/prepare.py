@@ -10,7 +10,8 @@ where, changes no byte of the result.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -85,16 +86,17 @@ class Runner:
         results: dict[int, dict[str, Any]] = {}
         run = _by_tasks if weights is None else _by_data
         try:
-            for text in run(run_group, len(groups)):
-                results |= _opened(text)
-                if self._progress is not None:
-                    self._progress(phase, len(results), len(calls))
+            with closing(run(run_group, len(groups))) as texts:
+                for text in texts:
+                    results |= _opened(text)
+                    if self._progress is not None:
+                        self._progress(phase, len(results), len(calls))
         except ray.exceptions.RayError as error:
             raise RunError(f"A task of prepare ({phase}) failed: {error}", "", "See Ray's logs.") from error
         return [results[place] for place in range(len(calls))]
 
 
-def _by_data(run: Callable[[int], str], count: int) -> Iterator[str]:
+def _by_data(run: Callable[[int], str], count: int) -> Generator[str]:
     """``run(number)`` of 0 … count - 1 as they are done, in one execution of Ray Data."""
 
     def run_row(row: dict[str, int]) -> dict[str, str]:
@@ -104,13 +106,17 @@ def _by_data(run: Callable[[int], str], count: int) -> Iterator[str]:
         yield row["result"]
 
 
-def _by_tasks(run: Callable[[int], str], count: int) -> Iterator[str]:
-    """``run(number)`` of 0 … count - 1 as they are done, each a Ray task."""
+def _by_tasks(run: Callable[[int], str], count: int) -> Generator[str]:
+    """``run(number)`` of 0 … count - 1 as they are done, each a Ray task; those left when it is closed are ended."""
     remote = ray.remote(num_cpus=1)(run)
     waiting = [remote.remote(number) for number in range(count)]
-    while waiting:
-        done, waiting = ray.wait(waiting)
-        yield from ray.get(done)
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            yield from ray.get(done)
+    finally:
+        for task in waiting:
+            ray.cancel(task)
 
 
 def _results(task: Task, calls: Sequence[tuple[int, tuple[Any, ...]]]) -> str:

@@ -30,7 +30,7 @@ from distft.schema import USER_ID
 from distft.storage import Storage
 
 if TYPE_CHECKING:
-    from distft import job
+    from distft.sections import data as keys
 
 MIN_KEY_BYTES = 32
 MAX_KEY_BYTES = 4096
@@ -63,7 +63,7 @@ class Pseudonyms:
         place = batch.events.schema.get_field_index(USER_ID)
         users = self._column(batch.events[USER_ID])
         events = batch.events.set_column(place, batch.events.schema.field(place), users)
-        return EventBatch(events, self.rejected(batch.rejected))
+        return replace(batch, events=events, rejected=self.rejected(batch.rejected))
 
     def rejected(self, table: pa.Table) -> pa.Table:
         """Rejected rows without a user's id; their text is withheld where it is not sure what in it is the id."""
@@ -128,13 +128,13 @@ def replaced(text: str, word: str, by: str) -> tuple[str, int]:
     return text, count
 
 
-def open_pseudonyms(config: job.Pseudonyms | None) -> Pseudonyms | None:
+def open_pseudonyms(config: keys.Pseudonyms | None) -> Pseudonyms | None:
     """What replaces the user ids of a job, if it wants that. Raises UsageError where its key cannot be used."""
     return None if config is None else Pseudonyms(_read_key(config.key_file))
 
 
 @lru_cache(maxsize=1)
-def same_pseudonyms(config: job.Pseudonyms, digest: str) -> Pseudonyms:
+def same_pseudonyms(config: keys.Pseudonyms, digest: str) -> Pseudonyms:
     """The pseudonyms of a run that began with a key of this digest, once a process. Raises UsageError."""
     pseudonyms = Pseudonyms(_read_key(config.key_file))
     if pseudonyms.digest != digest:
@@ -143,7 +143,7 @@ def same_pseudonyms(config: job.Pseudonyms, digest: str) -> Pseudonyms:
     return pseudonyms
 
 
-def key_digest(config: job.Pseudonyms, root: Storage) -> str:
+def key_digest(config: keys.Pseudonyms, root: Storage) -> str:
     """What a fingerprint holds of the key. Raises UsageError for a key below ``root``, where artefacts go."""
     if f"{Storage(config.key_file).uri}/".startswith(f"{root.uri}/"):
         what = f"{_KEY} is {config.key_file}, which lies in the job's own storage {root}"

@@ -18,7 +18,8 @@ from distft.errors import DataError
 if TYPE_CHECKING:
     from distft.data.phases import Tables
     from distft.data.sources.base import ReadTask, Source
-    from distft.job import Encode, Job
+    from distft.job import Job
+    from distft.sections.features import Encode
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import numpy as np
 from distft.data.hashing import hash_ids, key, keyed, uniform
 from distft.data.partition import Partition
 from distft.data.ragged import offsets_of
-from distft.job import ByTime, LeaveOneOut, Random
 from distft.schema import Histories
+from distft.sections.data import ByTime, LeaveOneOut, Random
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distft.data.clean import CANCELLED, K_CORE_ITEM, K_CORE_USER, UNLABELLED
+from distft.data.clean import CANCELLED, K_CORE_ITEM, K_CORE_USER, LEFT_OUT, UNLABELLED
 from distft.data.sources.records import OPEN_QUOTE, UNDECODABLE, WRONG_COLUMNS
 from distft.data.sources.times import FORMS
 from distft.data.sources.typed import BAD_TIMESTAMP, CANCELLATION
@@ -54,6 +54,8 @@ class Account:
     def add_read(self, result: Mapping[str, Any]) -> None:
         """Takes the result of one read task."""
         self.rows_in += result["rows"]
+        if result["left_out"]:
+            self.filtered[LEFT_OUT] += result["left_out"]
         self.rejected.update(result["rejected"])
         self.read.update(result["events"])
         for reason, examples in result["examples"].items():
@@ -64,6 +66,9 @@ class Account:
         """Raises DataError if too large a share of the rows is unusable, naming the main reason and examples."""
         if not self.rows_in:
             raise DataError("The event logs hold no records", "at least one", "Check data.events.")
+        if self.filtered[LEFT_OUT] == self.rows_in:
+            what = f"where and where_not of data.events leave out all {self.rows_in:,} rows"
+            raise DataError(what, "at least one row", "Correct their values: they are compared letter by letter.")
         share = self.rejected_share
         if share <= max_share:
             return
@@ -82,8 +87,9 @@ class Account:
 
     @property
     def rejected_share(self) -> float:
-        """Share of unusable rows; a cancellation is usable."""
-        return (self.rejected.total() - self.rejected[CANCELLATION]) / max(self.rows_in, 1)
+        """Share of unusable rows among those that the job wants to read; a cancellation is usable."""
+        wanted = self.rows_in - self.filtered[LEFT_OUT]
+        return (self.rejected.total() - self.rejected[CANCELLATION]) / max(wanted, 1)
 
     def check_kept(self, minimum: tuple[int, int]) -> None:
         """Raises DataError if nothing is left after cleaning."""

@@ -95,6 +95,7 @@ def _batches(context: Context, source: int, task: ReadTask) -> Iterator[EventBat
 @dataclass
 class _ReadAccount:
     rows: int = 0
+    left_out: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -106,7 +107,8 @@ def _without_rejected(
     """Sends the events to the exchange and gives the rejected rows."""
     for batch in batches:
         cancels = pc.fill_null(pc.less(batch.events["quantity"], 0), False)
-        account.rows += len(batch.events) - (pc.sum(cancels).as_py() or 0) + len(batch.rejected)
+        account.rows += len(batch.events) - (pc.sum(cancels).as_py() or 0) + len(batch.rejected) + batch.num_left_out
+        account.left_out += batch.num_left_out
         account.events.update(_counted(batch.events["event"].filter(pc.invert(cancels))))
         account.rejected.update(_counted(batch.rejected["reason"]))
         _keep_examples(account.examples, batch.rejected)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from distft.data.sources.base import Source
-    from distft.job import Encode, Job
+    from distft.job import Job
+    from distft.sections.features import Encode
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 from distft.data.augment import CROP_SHARE, REORDER_SHARE, changed, mask_items
 from distft.data.collate import train_batch
 from distft.data.ragged import concat, take
-from distft.job import Augment
 from distft.schema import NUM_RESERVED, UNKNOWN, Histories
+from distft.sections.train import Augment
 from tests.factories import PURCHASE, histories
 
 TARGETS = np.array([PURCHASE], np.int8)

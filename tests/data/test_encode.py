@@ -11,8 +11,8 @@ from distft.data.features import encode_features
 from distft.data.parquet import read_table
 from distft.data.sources.base import FeatureTable
 from distft.errors import ArtefactError, DataError
-from distft.job import Encode
 from distft.schema import NUM_RESERVED, PAD, UNKNOWN, Feature
+from distft.sections.features import Encode
 from distft.storage import Storage
 
 

@@ -17,8 +17,9 @@ from distft.data.parquet import read_table
 from distft.data.shards import load_histories
 from distft.data.sources.base import FeatureTable
 from distft.errors import ArtefactError, DistftError, UsageError
-from distft.job import Encode, Job
+from distft.job import Job
 from distft.schema import NUM_RESERVED, UNKNOWN
+from distft.sections.features import Encode
 from distft.storage import Storage
 from tests.data import logs
 

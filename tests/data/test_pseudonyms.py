@@ -29,7 +29,7 @@ from distft.data.shards import split_files
 from distft.data.sources.base import EventBatch, FeatureTable, event_schema, rejected_schema
 from distft.errors import DataError, UsageError
 from distft.job import Job
-from distft.job import Pseudonyms as Section
+from distft.sections.data import Pseudonyms as Section
 from distft.storage import Storage
 from tests.data import logs
 

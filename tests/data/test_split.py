@@ -5,7 +5,7 @@ import pytest
 
 from distft.data.partition import NONE, Partition
 from distft.data.split import DAY_MS, TEST, VALID, find_leaks, leave_one_out_parts, parts, plan_split, target_rows
-from distft.job import ByTime, LeaveOneOut, Random
+from distft.sections.data import ByTime, LeaveOneOut, Random
 from tests.data.datasets import histories
 
 

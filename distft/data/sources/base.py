@@ -74,10 +74,12 @@ class EventBatch:
     """Some rows of one read task: ``events`` by ``event_schema()``, ``rejected`` by ``rejected_schema()``.
 
     A cancellation (negative quantity) stands in both: it is set aside, and it undoes an earlier event.
+    ``num_left_out``: rows that the job does not want to read, and that are in neither.
     """
 
     events: pa.Table
     rejected: pa.Table
+    num_left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Source(Protocol):
     """One entry of ``data.events``, opened."""
 
     has_clock: bool
-    """False when the log tells only the order of its events: then ``time_ms`` is null in every row."""
+    """False when the log tells only the order of its events: then ``time_ms`` is null, or orders and tells no more."""
 
     def read_tasks(self) -> list[ReadTask]:
         """The parts of the log, in the log's own order; the same list every time. Raises DataError."""

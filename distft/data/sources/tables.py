@@ -38,7 +38,7 @@ from distft.errors import DataError
 from distft.schema import USER_ID
 
 if TYPE_CHECKING:
-    from distft.job import Features
+    from distft.sections.features import Features
 
 
 @dataclass(frozen=True, eq=False)

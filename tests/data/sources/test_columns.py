@@ -10,7 +10,7 @@ import pytest
 
 from distft.data.sources.tables import read_features
 from distft.errors import DataError
-from distft.job import Features
+from distft.sections.features import Features
 from tests.data.sources.test_files import COLUMNS, config, mistake, read
 
 STRUCT = pa.array([{"a": 1}])

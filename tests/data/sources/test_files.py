@@ -355,3 +355,32 @@ def test_a_zero_byte_costs_its_record_and_many_of_them_the_file(tmp_path: Path) 
     path.write_bytes(b"\n".join(lines[:50]) + b"\0" * 512 + b"\n".join(lines[50:]))
     with pytest.raises(DataError, match="is zero"):
         read(config(path))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_rows_of_other_values_are_left_out_and_counted(kind: str, tmp_path: Path) -> None:
+    rows = [("u1", 1, "UK"), ("u2", 2, "France"), ("u3", 2, None), ("", 1, "France"), ("u5", 3, "Spain")]
+    records = [{"user": user, "item": "a", "when": 1_600_000_000, "n": n, "land": land} for user, n, land in rows]
+    path = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        lines = ["user,item,when,n,land", *(",".join(str(value or "") for value in one.values()) for one in records)]
+        path.write_text("\n".join(lines) + "\n")
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    else:
+        pl.DataFrame(records).write_parquet(path)
+
+    def users(**keys: Any) -> tuple[list[str], list[int], int]:
+        wanted = config(path, **keys)
+        source = wanted.open()
+        left_out = sum(batch.num_left_out for task in source.read_tasks() for batch in source.read(task))
+        events, rejected = read(wanted)
+        return [row["user_id"] for row in events], [row["row"] for row in rejected], left_out
+
+    assert users(where={"land": "UK"}) == (["u1"], [], 4)
+    assert users(where={"land": ["UK", "France"], "n": 1}) == (["u1"], [4], 3)
+    assert users(where_not={"land": "France"}) == (["u1", "u3", "u5"], [], 2)
+    assert users(where={"land": None}) == (["u3"], [], 4)
+    assert users(where={"land": ["France", "Spain"]}, where_not={"n": [2, 3]}) == ([], [4], 4)
+    with pytest.raises(DataError, match=r"has no column 'lnd' \(for where.lnd\)|has a key 'lnd'"):
+        users(where={"lnd": "UK"})

@@ -9,6 +9,11 @@ from distft.data.sources.movielens.config import Config
 from distft.errors import DataError
 
 
+def read_config(config: Config) -> list[dict[str, Any]]:
+    source = config.open()
+    return [row for task in source.read_tasks() for batch in source.read(task) for row in batch.events.to_pylist()]
+
+
 def read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     source = Config(path=str(path)).open()
     batches = [batch for task in source.read_tasks() for batch in source.read(task)]
@@ -76,6 +81,36 @@ def test_ordered_pairs_have_no_clock_and_find_their_titles(tmp_path: Path) -> No
     assert items is not None
     assert items.table["title"].to_pylist() == ["Amélie (2001)", "One Flew: Over (1975)"]
     assert len(source.identity()["files"]) == 3
+
+
+def test_editions_share_titles_and_an_order(tmp_path: Path) -> None:
+    (tmp_path / "ml-1m_sas.txt").write_text("1 1\n1 2\n")
+    (tmp_path / "sas_to_original_items.txt").write_text("1 7\n2 1193\n")
+    (tmp_path / "sas_to_original_users.txt").write_text("1 2\n2 5\n")
+    (tmp_path / "users.dat").write_text("1::F::1::10::48067\n2::M::56::16::70072\n")
+    write_movies(tmp_path)
+    (tmp_path / "ml-100k.inter").write_text(
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\t3\t881250949\n196\t9\t3\t881250948\n"
+    )
+    header = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+    movies = ("242\tAmélie\t2001\tComedy", "9\tAmélie\t2001\tDrama", "8\tunknown\tunknown\tDrama")
+    (tmp_path / "ml-100k.item").write_text(header + "\n".join(movies) + "\n")
+    large = Config(path=str(tmp_path / "ml-1m_sas.txt"), ids="title")
+    small = Config(path=str(tmp_path / "ml-100k.inter"), ids="title", clock=False)
+    assert [row["item_id"] for row in read_config(large)] == ["Amélie (2001)", "One Flew: Over (1975)"]
+    assert [row["item_id"] for row in read_config(small)] == ["Amélie (2001)", "Amélie (2001)"]
+    source, items = small.open(), small.open().items()
+    assert not source.has_clock
+    assert items is not None
+    assert items.table["item_id"].to_pylist() == ["Amélie (2001)", "unknown"]
+    assert items.num_repeated == 1
+    assert source.identity() != Config(path=small.path).open().identity()
+    users = large.open().users()
+    assert users is not None
+    assert users.table.to_pylist() == [{"user_id": "1", "gender": "M", "age": 56.0, "occupation": "16"}]
+    (tmp_path / "ml-100k.item").unlink()
+    with pytest.raises(DataError, match="tells the titles"):
+        read_config(small)
 
 
 def test_another_layout_is_named(tmp_path: Path) -> None:

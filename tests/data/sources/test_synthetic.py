@@ -505,3 +505,14 @@ def test_oracle_of_an_empty_history_and_of_one_that_cannot_be() -> None:
     chances = oracle.predict(twice)
     assert chances.sum() == pytest.approx(1)
     assert chances[0] == 0
+
+
+def test_a_second_store_has_the_items_and_other_customers() -> None:
+    first, second = Config(num_users=50), Config(num_users=50, store_seed=2)
+    assert first.open().items().table == second.open().items().table  # type: ignore[union-attr]
+    assert not np.array_equal(build_shop(first).taste.category_KC, build_shop(second).taste.category_KC)
+    same = Config(num_users=50, store_seed=1)
+    logs = [[batch.events for task in one.open().read_tasks() for batch in one.open().read(task)] for one in
+            (first, same, second)]  # fmt: skip
+    assert logs[0] == logs[1] != logs[2]
+    assert "store_seed" not in first.open().identity(), "a log that was made before has the same identity"

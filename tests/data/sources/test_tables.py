@@ -9,7 +9,7 @@ import pytest
 from distft.data.sources import tables
 from distft.data.sources.base import FeatureTable
 from distft.errors import DataError
-from distft.job import Features
+from distft.sections.features import Features
 
 COLUMNS = {"item_id": "id", "category": "kind", "price": "cost", "title": "name"}
 

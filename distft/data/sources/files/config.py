@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from distft.component import EventName, KeyMistake, SourceConfig, refuse
 from distft.schema import EVENT, EVENT_TYPES, ITEM_ID, QUANTITY, QUERY, TIMESTAMP, USER_ID, VALUE
@@ -13,6 +13,22 @@ from distft.schema import EVENT, EVENT_TYPES, ITEM_ID, QUANTITY, QUERY, TIMESTAM
 if TYPE_CHECKING:
     from distft.data.sources.base import Source
 
+
+def _texts(value: Any) -> Any:
+    """One value or several, as texts: in YAML the raw value 1 is a number."""
+    if not isinstance(value, dict):
+        return value
+    several = {name: raw if isinstance(raw, list | tuple) else [raw] for name, raw in value.items()}
+    return {name: tuple(map(_text, values)) for name, values in several.items()}
+
+
+def _text(raw: Any) -> Any:
+    if isinstance(raw, bool):
+        return str(raw).lower()
+    return "" if raw is None else str(raw) if isinstance(raw, int | float) else raw
+
+
+Values = Annotated[dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], BeforeValidator(_texts)]
 Column = Literal["user_id", "item_id", "event", "timestamp", "query", "value", "quantity"]
 COLUMNS = (USER_ID, ITEM_ID, EVENT, TIMESTAMP, QUERY, VALUE, QUANTITY)
 
@@ -33,6 +49,12 @@ class Config(SourceConfig):
     )
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "iso"] = Field(
         "auto", description="auto: numbers by their size, dates as yyyymmdd, all else as ISO 8601 (UTC without a zone)"
+    )
+    where: Values = Field(
+        default_factory=dict, description="the log's column → values: rows that have another one are left out"
+    )
+    where_not: Values = Field(
+        default_factory=dict, description="the log's column → values: rows that have one of them are left out"
     )
 
     @field_validator("event_types", mode="before")
@@ -67,9 +89,11 @@ class Config(SourceConfig):
         for index, name in enumerate(header):
             if name in header[:index]:
                 yield ("header", index), "this name stands twice"
-        for ours, theirs in self.columns.items():
+        named = {("columns", str(ours)): theirs for ours, theirs in self.columns.items()}
+        named |= {(key, theirs): theirs for key in ("where", "where_not") for theirs in getattr(self, key)}
+        for path, theirs in named.items():
             if theirs not in header:
-                yield ("columns", ours), f"expected a name of 'header': {', '.join(header)}"
+                yield path, f"expected a name of 'header': {', '.join(header)}"
 
     def event_names(self) -> tuple[str, ...]:
         if self.event is not None:

@@ -7,6 +7,7 @@ then of the records.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from distft.data.sources.base import EventBatch, FeatureTable, Oracle, ReadTask
@@ -24,6 +25,7 @@ from distft.data.sources.records import (
     read_jsonl,
     read_parquet,
 )
+from distft.data.sources.selection import Selection
 from distft.data.sources.typed import Mapping, Typing
 from distft.errors import DataError
 from distft.schema import EVENT, EVENT_TYPES, ITEM_ID, QUANTITY, QUERY, TIMESTAMP, USER_ID, VALUE
@@ -53,7 +55,8 @@ class Files:
             event_types=event_types,
             timestamp_unit=config.timestamp_unit,
         )
-        named = self._mapping.columns
+        self._selection = Selection(config.where, config.where_not)
+        named = self._mapping.columns | self._selection.columns
         self._members = JsonMembers(
             flat=frozenset(theirs for ours, theirs in named.items() if ours != QUERY),
             ids=frozenset(named[ours] for ours in (USER_ID, ITEM_ID) if ours in named),
@@ -72,7 +75,8 @@ class Files:
         self._check(source)
         typing = Typing(self._mapping, task.file)
         for records in self._records(source, task):
-            yield typing.batch(records)
+            chosen, num_left_out = self._selection.of(records)
+            yield replace(typing.batch(chosen), num_left_out=num_left_out)
 
     def identity(self) -> dict[str, Any]:
         return {"files": [one.identity() for one in find_inputs(self._config.path)]}
@@ -99,7 +103,7 @@ class Files:
             yield ReadTask(source.name, size, position | span)
 
     def _records(self, source: Input, task: ReadTask) -> Iterator[Records]:
-        names = list(self._mapping.columns.values())
+        names = [*self._mapping.columns.values(), *self._selection.columns.values()]
         kind = self._format(source)
         if kind == "csv":
             return read_csv(source, self._dialect)
@@ -109,15 +113,16 @@ class Files:
 
     def _check(self, source: Input) -> None:
         kind = self._format(source)
-        columns = self._mapping.columns
+        chosen = self._selection.columns
+        columns = self._mapping.columns | chosen
         if kind == "csv":
             check_columns(source, csv_header(source, self._dialect), columns)
         elif kind == "jsonl":
-            check_keys(source, source.peek(), columns, _NEEDED)
+            check_keys(source, source.peek(), columns, (*_NEEDED, *chosen))
         else:
             schema = parquet_schema(source)
             check_columns(source, tuple(schema.names), columns)
-            check_types(source, schema, columns, _KINDS)
+            check_types(source, schema, columns, _KINDS | dict.fromkeys(chosen, ID))
 
 
 def group_runs(groups: list[tuple[int, int]]) -> Iterator[tuple[range, int, int]]:

@@ -21,6 +21,12 @@ class Config(SourceConfig):
         description="ratings.dat (raw), ml-100k.inter (typed header), or a 'user item' file in time order",
     )
 
+    ids: Literal["number", "title"] = Field(
+        "number", description="what an item is known by: MovieLens's own number, or the movie's title with its year, "
+        "which other editions of MovieLens share",
+    )  # fmt: skip
+    clock: bool = Field(True, description="false: times only order the ratings, as in an edition that tells none")
+
     def event_names(self) -> tuple[str, ...]:
         return ("rating",)
 

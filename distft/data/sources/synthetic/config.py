@@ -28,6 +28,10 @@ class Config(SourceConfig):
 
     source: Literal["synthetic"] = "synthetic"
     seed: int = Field(1, ge=0, lt=2**31, description="of the shop and its users; not the job's seed")
+    store_seed: int | None = Field(
+        None, ge=0, lt=2**31, description="of the users and what they want; another one than 'seed' is a second store, "
+        "with the same items and other customers",
+    )  # fmt: skip
     num_users: int = Field(5000, ge=1, le=2**31 - 1)
     num_items: int = Field(1000, ge=4, le=10_000_000)
     num_categories: int = Field(8, ge=2, le=500)
@@ -108,6 +112,11 @@ class Config(SourceConfig):
     def session_slot_s(self) -> int:
         """Seconds that the longest session and the pause after it may take."""
         return (self.max_views + 3) * MAX_GAP_S + SESSION_PAUSE_S
+
+    @property
+    def users_seed(self) -> int:
+        """The seed of what users want and do."""
+        return self.seed if self.store_seed is None else self.store_seed
 
     def event_names(self) -> tuple[str, ...]:
         return ("view", "cart", "purchase", "search")

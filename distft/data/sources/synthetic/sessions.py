@@ -67,7 +67,7 @@ class Simulator:
     def block(self, number: int) -> Events:
         """The events of users ``number * BLOCK_USERS`` and on, as far as the shop has users."""
         config = self.shop.config
-        rng = generator(config.seed, USER_STREAM, number)
+        rng = generator(config.users_seed, USER_STREAM, number)
         wishes = self._wishes(rng)
         first_user = number * BLOCK_USERS
         events = self._events(wishes, rng)

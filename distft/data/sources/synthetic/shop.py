@@ -123,6 +123,8 @@ def build_shop(config: Config) -> Shop:
     rng = generator(config.seed, SHOP_STREAM)
     num_cells = config.num_categories * config.num_price_levels
     taste = _taste(config, rng)
+    if config.users_seed != config.seed:  # drawn from a stream of their own, so that the items stay those of the seed
+        taste = _taste(config, generator(config.users_seed, SHOP_STREAM))
     cell_N = np.sort(np.arange(config.num_items) % num_cells)
     cell_starts = np.searchsorted(cell_N, np.arange(num_cells + 1))
     rank_N = np.arange(config.num_items) - cell_starts[cell_N]

@@ -80,7 +80,7 @@ class Synthetic:
 
     def identity(self) -> dict[str, Any]:
         """Config and version: they determine every byte."""
-        return {"version": VERSION, **self.config.model_dump(mode="json")}
+        return {"version": VERSION, **self.config.model_dump(mode="json", exclude_none=True)}
 
     def items(self) -> FeatureTable:
         """Category, brand, price and title."""
