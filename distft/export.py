@@ -1,33 +1,44 @@
 """Checkpoint → bundle: all that a server needs, in one folder that a person can open.
 
 Enters: the job, its dataset's encoder, the model's weights, the metrics if there are any. Leaves ``bundle/``:
-model.safetensors, encoder/, job.yaml, metrics.json, golden_requests.jsonl, MODEL_CARD.md and the manifest that
-makes them a bundle. Surprising choice: the golden requests are answered here by the evaluator's own ranking code,
-so that a server that answers them alike is known to score like the evaluation.
+model.safetensors, encoder/, job.yaml, metrics.json, golden_requests.jsonl, MODEL_CARD.md, index/ where the catalogue
+is large, and the manifest that makes them a bundle. Surprising choice: the golden requests are answered here by the
+evaluator's own ranking code, so that a server that answers them alike is known to score like the evaluation.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from distft.data.encode import UNKNOWN_WORD, Encoder
+from distft.data.encode import Encoder
+from distft.data.features import FeatureSpec
+from distft.data.histories import write_histories
 from distft.data.shards import TargetReader
+from distft.data.told import request_events
+from distft.data.users import Users
 from distft.job import Job
 from distft.jobfile import dump_job
 from distft.models.weights import fill
-from distft.ranking import Ranker, excluded_items
-from distft.schema import NUM_RESERVED, Histories
+from distft.ranking import DotScores, Ranker, excluded_items
+from distft.schema import NUM_RESERVED
 from distft.storage import MANIFEST, Manifest, Storage
+
+if TYPE_CHECKING:
+    from distft.ann import Index
 
 NUM_GOLDEN = 200
 GOLDEN_K = 10
+INDEX_K = 10
+NUM_STATES = 500
+"""States that the recall of an index is measured by."""
 
 
 def export(
@@ -42,7 +53,9 @@ def export(
     encoder = Encoder.of_dataset(dataset)
     model = job.model.build(encoder.catalog())
     fill(model, weights)
-    golden = golden_requests(job, dataset, encoder, Ranker(model, job.model.max_history, encoder))
+    ranker = Ranker(model, job.model.max_history, encoder)
+    golden = golden_requests(job, dataset, encoder, ranker)
+    index = index_of(job, dataset, ranker)
     with root.replacing("bundle") as bundle:
         tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
         bundle.write_bytes("model.safetensors", save(tensors, metadata={"format": "pt"}))
@@ -50,27 +63,38 @@ def export(
         for name in encoder_files.list():
             if name != MANIFEST:
                 bundle.write_bytes(f"encoder/{name}", encoder_files.read_bytes(name))
+        if index is not None:
+            index.save(bundle)
         bundle.write_bytes("job.yaml", dump_job(job).encode())
         bundle.write_json("metrics.json", metrics or {})
         lines = [json.dumps(request, ensure_ascii=False, sort_keys=True) for request in golden]
         bundle.write_bytes("golden_requests.jsonl", "".join(line + "\n" for line in lines).encode())
+        if job.serve.export_histories:
+            write_histories(dataset, encoder, bundle, job.serve.history_events)
         bundle.write_bytes("MODEL_CARD.md", _model_card(job, encoder, model, metrics).encode())
-        info = {"name": job.name, "num_items": encoder.num_items, "num_golden": len(golden)}
+        info: dict[str, Any] = {"name": job.name, "num_items": encoder.num_items, "num_golden": len(golden)}
+        manifest = dataset.manifest("dataset")
+        if manifest and "pseudonyms" in manifest.info:
+            info["pseudonyms"] = manifest.info["pseudonyms"]
         return bundle.write_manifest("bundle", made_from, info)
 
 
 def golden_requests(job: Job, dataset: Storage, encoder: Encoder, ranker: Ranker) -> list[dict[str, Any]]:
     """Up to 200 histories of the test split (the validation's, if there is no test) as requests with their answers.
 
-    Each is {"request": the body of /v1/recommend, "items": [{"item_id", "score"}]}.
+    Each is {"request": the body of /v1/recommend, "items": [{"item_id", "score"}]}. Where the model takes features of
+    users, those of a request are made up: the real ones would tell who it was whose history a bundle holds.
     """
     split = "test" if TargetReader(dataset, "test").num_rows else "valid"
     golden: list[dict[str, Any]] = []
+    specs = encoder.user_features if job.model.uses_users else ()
     for histories, _ in TargetReader(dataset, split, batch_size=NUM_GOLDEN):
         excluded = excluded_items(histories, job.evaluate.exclude_seen, encoder.target_codes)
-        ranked = ranker.top_k(histories, GOLDEN_K, excluded)
+        users = [made_up_user(specs, len(golden) + index) for index in range(len(histories))]
+        ranked = ranker.top_k(replace(histories, user_row=_rows(users)), GOLDEN_K, excluded, Users.told(specs, users))
         for index in range(min(len(histories), NUM_GOLDEN - len(golden))):
-            request = {"history": _events(encoder, histories, index), "k": GOLDEN_K}
+            request = {"history": request_events(encoder, histories, index), "k": GOLDEN_K}
+            request |= {"user": users[index]} if users[index] else {}
             items = _items(encoder, ranked.rows_BK[index].numpy(), ranked.scores_BK[index].tolist())
             golden.append({"request": request, "items": items})
         if len(golden) == NUM_GOLDEN:
@@ -78,18 +102,47 @@ def golden_requests(job: Job, dataset: Storage, encoder: Encoder, ranker: Ranker
     return golden
 
 
-def _events(encoder: Encoder, histories: Histories, index: int) -> list[dict[str, Any]]:
-    """A history as the events of a request; absent fields are left out."""
-    raw = encoder.decode(histories, index, unknown=UNKNOWN_WORD)
-    times = raw.time_ms if encoder.has_clock else [None] * len(raw.events)
-    columns = zip(raw.item_ids, raw.events, times, raw.queries, encoder.label_values(histories, index), strict=True)
-    names = ("item_id", "event", "timestamp", "query", "value")
-    return [{n: value for n, value in zip(names, event, strict=True) if value is not None} for event in columns]
+def index_of(job: Job, dataset: Storage, ranker: Ranker) -> Index | None:
+    """The index of a catalogue above ``serve.index_above_items``, measured by states of the validation split."""
+    vectors_ND = ranker.vectors_ND
+    if vectors_ND is None or len(vectors_ND) - NUM_RESERVED <= job.serve.index_above_items:
+        return None
+    from distft.ann import Index  # FAISS is loaded where an index needs it
+
+    for split in ("valid", "test"):
+        for histories, _ in TargetReader(dataset, split, batch_size=NUM_STATES):
+            scores = ranker.scores(histories)
+            if isinstance(scores, DotScores):  # otherwise some have no history, and no state
+                return Index.build(vectors_ND, scores.x_BD, INDEX_K, job.serve.index_recall)
+    return None
+
+
+def made_up_user(specs: Sequence[FeatureSpec], number: int) -> dict[str, str | float]:
+    """Features in the shop's words that change with ``number``: known categories, and numbers within their range."""
+    user: dict[str, str | float] = {}
+    for place, spec in enumerate(specs):
+        known = spec.vocabulary[NUM_RESERVED:]
+        if spec.kind == "category" and known:
+            user[spec.name] = known[(number + place) % len(known)]
+        elif spec.kind == "number":
+            user[spec.name] = spec.low + (spec.high - spec.low) * ((number + place) % 5) / 4
+    return user
+
+
+def _rows(users: Sequence[Any]) -> NDArray[np.int32]:
+    return np.arange(len(users), dtype=np.int32)
 
 
 def _items(encoder: Encoder, rows: NDArray[np.int64], scores: list[float]) -> list[dict[str, Any]]:
     pairs = zip(rows.tolist(), scores, strict=True)
     return [{"item_id": str(encoder.item_ids[row]), "score": score} for row, score in pairs if row >= NUM_RESERVED]
+
+
+def _personal(job: Job) -> str:
+    if not job.serve.export_histories:
+        return "the bundle holds no user ids; `golden_requests.jsonl` holds histories without them."
+    named = "pseudonyms" if job.data.pseudonyms else "ids"
+    return f"`histories/` holds what users did, with their {named}; `golden_requests.jsonl` holds histories without."
 
 
 def _model_card(job: Job, encoder: Encoder, model: torch.nn.Module, metrics: dict[str, Any] | None) -> str:
@@ -105,7 +158,7 @@ def _model_card(job: Job, encoder: Encoder, model: torch.nn.Module, metrics: dic
         "- **Intended use**: ranking this shop's catalogue for a visitor with the events of `job.yaml`.",
         "- **Not for**: other catalogues (unknown items are ignored), or decisions about people.",
         f"- **Split**: {job.data.split.by}. **Items already seen**: {job.evaluate.exclude_seen} excluded.",
-        "- **Personal data**: the bundle holds no user ids; `golden_requests.jsonl` holds histories without them.",
+        f"- **Personal data**: {_personal(job)}",
         "",
     ]
     if metrics and metrics.get("model"):

@@ -50,10 +50,11 @@ def top_k(
     best_BK = torch.full((batch_size, 0), -torch.inf)
     rows_BK = torch.zeros((batch_size, 0), dtype=torch.int64)
     for start, s_BC in _chunks(scores, num_items, batch_size, excluded):
-        rows_C = torch.arange(start, start + s_BC.shape[1], device=s_BC.device)
-        best_BK = torch.cat([best_BK.to(s_BC.device), s_BC], dim=1)
-        rows_BK = torch.cat([rows_BK.to(s_BC.device), rows_C.expand(batch_size, -1)], dim=1)
-        best_BK, rows_BK = _best(best_BK, rows_BK, k)
+        s_Bk, column_Bk = _best(s_BC, k)
+        s_BC = torch.cat([best_BK.to(s_Bk.device), s_Bk], dim=1)
+        rows_BC = torch.cat([rows_BK.to(s_Bk.device), column_Bk + start], dim=1)
+        best_BK, place_BK = _best(s_BC, k)
+        rows_BK = rows_BC.gather(1, place_BK)
     missing = k - best_BK.shape[1]
     if missing > 0:
         best_BK = torch.nn.functional.pad(best_BK, (0, missing), value=-torch.inf)
@@ -178,8 +179,12 @@ def _chunks(
     cpu = torch.device("cpu")
     spans = _spans(num_items, batch_size, cpu)
     for (start, end), place_P in zip(spans, _Exclusions.of(excluded).places(spans, cpu), strict=True):
-        s_BC = _ordered(scores(start, end).float()).contiguous()
-        s_BC.view(-1).index_fill_(0, place_P.to(s_BC.device), -torch.inf)
+        s_BC = scores(start, end).float()
+        if bool(s_BC.sum().isnan()):  # of infinities too, which stay as they are
+            s_BC = _ordered(s_BC)
+        if len(place_P):
+            s_BC = s_BC.clone(memory_format=torch.contiguous_format)
+            s_BC.view(-1).index_fill_(0, place_P.to(s_BC.device), -torch.inf)
         yield start, s_BC
 
 
@@ -216,19 +221,27 @@ class _Exclusions:
         return torch.from_numpy(held_B).to(target_B.device)
 
 
-def _best(s_BC: Tensor, rows_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row, ties to the lower item row.
+def _best(s_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(scores_BK, columns_BK) of the k best of each row, best first, ties to the lower column.
 
-    torch.topk leaves open which of equal scores it returns, so the k-th score is only used as a threshold: all
-    above it are in, of those equal to it the lowest rows fill up. Columns stand in ascending item row within
-    equal scores, because earlier winners are older, lower rows: a stable sort keeps that order.
+    torch.topk leaves open which of equal scores it returns. That matters only where the k-th and the next score are
+    equal; there the k-th is a threshold: all above it are in, of those equal to it the lowest columns fill up.
     """
     k = min(k, s_BC.shape[1])
-    threshold_B1 = torch.topk(s_BC, k, dim=1).values[:, -1:]
+    if k < s_BC.shape[1]:
+        best_BM, column_BM = torch.topk(s_BC, k + 1, dim=1)
+        column_BK = column_BM[:, :k]
+        if k and not bool((best_BM[:, k - 1] > best_BM[:, k]).all()):
+            column_BK = _lowest_of_the_best(s_BC, best_BM[:, k - 1 : k], k)
+    else:
+        column_BK = torch.arange(k, device=s_BC.device).expand(len(s_BC), -1)
+    column_BK = column_BK.sort(1).values
+    s_BK, order_BK = torch.sort(s_BC.gather(1, column_BK), dim=1, descending=True, stable=True)
+    return s_BK, column_BK.gather(1, order_BK)
+
+
+def _lowest_of_the_best(s_BC: Tensor, threshold_B1: Tensor, k: int) -> Tensor:
     above_BC, equal_BC = s_BC > threshold_B1, s_BC == threshold_B1
     room_B1 = k - above_BC.sum(1, keepdim=True)
     taken_BC = above_BC | (equal_BC & (equal_BC.cumsum(1) <= room_B1))
-    index_BK = taken_BC.nonzero()[:, 1].view(len(s_BC), k)
-    s_BK, rows_BK = s_BC.gather(1, index_BK), rows_BC.gather(1, index_BK)
-    order_BK = torch.sort(s_BK, dim=1, descending=True, stable=True).indices
-    return s_BK.gather(1, order_BK), rows_BK.gather(1, order_BK)
+    return taken_BC.nonzero()[:, 1].view(len(s_BC), k)

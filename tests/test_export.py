@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,20 @@ import torch
 from typer.testing import CliRunner
 
 from distft.cli import app
+from distft.data.encode import Encoder
 from distft.errors import ArtefactError
+from distft.export import golden_requests
 from distft.job import Job
 from distft.jobfile import dump_job
+from distft.models.mlp.config import Config as MLPConfig
 from distft.models.weights import MODEL_PREFIX, read_weights
 from distft.pipeline import Context, run
+from distft.ranking import Ranker
+from distft.serve.golden import FILE, first_difference, read_golden
+from distft.serve.predictor import Predictor
 from distft.storage import Storage
 from distft.train.loop import Loop
+from tests.data import logs
 from tests.train.datasets import circle_job, write_circle
 from tests.train.ranks import run_ranks
 
@@ -89,3 +97,33 @@ def test_from_names_one_checkpoint_by_its_path(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ArtefactError, match=damaged.name):
         run(Context(more, Storage(root), from_="train/checkpoints/step-8"), ("export",))
     assert_bundle_holds(root, [first])
+
+
+def test_golden_requests_tell_made_up_users_where_the_model_takes_their_features(tmp_path: Path) -> None:
+    logs.write_csv(tmp_path / "log.csv", logs.rows())
+    table = logs.write_csv(
+        tmp_path / "users.txt", [(f"u{n}", "xy"[n % 2], str(20 + n)) for n in range(60)], ("user", "kind", "age")
+    )
+    features = {
+        "path": str(table), "format": "csv", "columns": {"user_id": "user", "kind": "kind", "age": "age"},
+        "numeric": ["age"],
+    }  # fmt: skip
+    job = logs.job(tmp_path, users=features)
+    dataset, _ = logs.prepare_here(job, tmp_path / "run")
+    encoder = Encoder.load(dataset / "encoder")
+    job = job.model_copy(update={"model": MLPConfig(max_history=20)})
+    torch.manual_seed(0)
+    ranker = Ranker(job.model.build(encoder.catalog()), 20, encoder)
+    requests = golden_requests(job, dataset, encoder, ranker)
+    Storage(tmp_path).write_bytes(FILE, "\n".join(map(json.dumps, requests)).encode())
+    golden = read_golden(Storage(tmp_path), 10)
+    predictor = Predictor(job, encoder, ranker, "version")
+    assert first_difference(predictor, golden) is None
+    users = [one["request"]["user"] for one in requests]
+    assert {user["kind"] for user in users} == {"x", "y"} and len({user["age"] for user in users}) == 5
+    others = [replace(one, query=replace(one.query, user={})) for one in golden]
+    assert first_difference(predictor, others) is not None
+    plain = logs.job(tmp_path, users=features)  # a transformer: it takes none
+    ranker = Ranker(plain.model.build(encoder.catalog()), 20, encoder)
+    without = golden_requests(plain, dataset, encoder, ranker)
+    assert not any("user" in one["request"] for one in without)

@@ -56,6 +56,16 @@ class Bags(nn.Module):
         share_BlP = (count_BlP + 1) / (count_BlP.sum(2, keepdim=True) + self.num_kinds)
         return torch.cat(bags, 2), torch.cat([count_BlP.log1p() * self.scale, 2 * share_BlP - 1], 2)
 
+    def vocabularies(self, module: str) -> dict[str, str]:
+        """Those of ``Model.vocabularies`` of this ``module`` of a model; ``items`` holds its own once for each kind."""
+        tables = {f"{module}.items": "items"}
+        if self.tokens is not None:
+            tables[f"{module}.tokens"] = "query_tokens"
+        if self.users is not None:
+            names = enumerate(self.users.category_names)
+            tables |= {f"{module}.users.categories.{k}": f"users.{name}" for k, name in names}
+        return tables
+
     def _kinds(self, batch: Batch) -> Tensor:
         """The bag that each event falls into; that of padding means nothing."""
         kind_BL = (batch.event_BL - 1).clamp(min=0)
@@ -70,6 +80,7 @@ class Users(nn.Module):
 
     def __init__(self, catalog: Catalog, dim: int) -> None:
         super().__init__()
+        self.category_names = [feature.name for feature in catalog.user_features if feature.size]
         sizes = [feature.size for feature in catalog.user_features if feature.size]
         num_numbers = len(catalog.user_features) - len(sizes)
         self.categories = nn.ModuleList(nn.Embedding(size, dim, padding_idx=PAD) for size in sizes)

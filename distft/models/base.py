@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distft.models.memo import Memo
 from distft.schema import Batch
+
+BESIDE_HISTORIES = ("target_BL", "target_value_BL", "key_B", "step_key_B")
+"""What a batch holds for its loss: no state depends on it."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,49 @@ class Model(nn.Module):
     def layer_groups(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter, in named groups from input to output: the units of freezing."""
         raise NotImplementedError
+
+    def remember(self, memo: Memo) -> list[str]:
+        """Lets ``memo`` keep what the lowest layers give, as far as nothing of them trains; the names of their groups.
+
+        Without such layers, or in a model that cannot do so, there are none, which is the default.
+        """
+        return []
+
+    def vocabularies(self) -> dict[str, str]:
+        """Module of a table → the vocabulary (of ``Encoder.sizes``) that its rows are, one row each.
+
+        These tables can take the rows of a base whose vocabulary this one continues, and new rows behind them.
+        """
+        return {}
+
+    def table_parts(self) -> dict[str, int]:
+        """Module of a table of ``vocabularies`` that holds the vocabulary several times over → how often."""
+        return {}
+
+
+def states_once(model: Model, batch: Batch) -> Tensor:
+    """x_BLD of ``model.states``, a history that comes several times in a row being computed once.
+
+    Targets of a basket share their history, and of a random split all those of a user.
+    """
+    repeats_B = _repeats(batch)
+    if not repeats_B.any():
+        return model.states(batch)
+    distinct = Batch(**{name: tensor[~repeats_B] for name, tensor in batch.tensors()})
+    return model.states(distinct)[(~repeats_B).cumsum(0) - 1]
+
+
+def _repeats(batch: Batch) -> Tensor:
+    """repeats_B: true where a history, and what is known of its user, are those of the row before."""
+    num_rows = len(batch.length_B)
+    same_R = torch.ones(max(0, num_rows - 1), dtype=torch.bool, device=batch.length_B.device)
+    for name, tensor in batch.tensors():
+        if name not in BESIDE_HISTORIES and same_R.any():
+            equal = tensor[1:] == tensor[:-1]
+            while equal.dim() > 1:
+                equal = equal.all(-1)
+            same_R = same_R & equal
+    return torch.cat([same_R.new_zeros(min(1, num_rows)), same_R])
 
 
 def last_states(x_BLD: Tensor, length_B: Tensor) -> Tensor:

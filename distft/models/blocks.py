@@ -38,6 +38,7 @@ class ItemEmbedding(nn.Module):
         categories = [f for f in used if f.codes is not None]
         numbers = [f for f in used if f.values is not None]
         self.categories = nn.ModuleList(nn.Embedding(f.size, dim, padding_idx=PAD) for f in categories)
+        self.category_names = [f.name for f in categories]
         self.numbers = nn.Linear(len(numbers), dim, bias=False) if numbers else None
         codes = [torch.as_tensor(f.codes, dtype=torch.int64).view(catalog.num_items, -1) for f in categories]
         self.num_codes = [c.shape[1] for c in codes]
@@ -58,6 +59,11 @@ class ItemEmbedding(nn.Module):
         if self.numbers is not None:
             v = v + self.numbers(self.numbers_NG[items].to(v.dtype))
         return v
+
+    def vocabularies(self, module: str) -> dict[str, str]:
+        """Those of ``Model.vocabularies`` of this ``module`` of a model."""
+        categories = zip(self.category_names, range(len(self.categories)), strict=True)
+        return {f"{module}.items": "items"} | {f"{module}.categories.{k}": f"items.{name}" for name, k in categories}
 
 
 class EventEmbedding(nn.Module):

@@ -58,12 +58,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Packing:
-    """The real positions of a batch. A history without events keeps one, so that each row has a state."""
+    """The real positions of a batch. A history without events keeps one, so that each row has a state.
+
+    ``rows``: the histories in the order in which they are packed, ``lengths`` their numbers of positions.
+    """
 
     shape: tuple[int, int]
     index_N: Tensor
     position_N: Tensor
     groups: tuple[Group, ...]
+    rows: list[int]
+    lengths: list[int]
 
     @classmethod
     def of(cls, batch: Batch) -> Packing:
@@ -78,7 +83,8 @@ class Packing:
         max_cells = CPU_CELLS if device.type == "cpu" else GPU_CELLS
         groups = [_group(length[a:b], int(starts[a]), device) for a, b in _runs(length, max_cells)]
         height, width = batch.item_BL.shape
-        return cls((height, width), _tensor(index, device), _tensor(position, device), tuple(groups))
+        index_N, position_N = _tensor(index, device), _tensor(position, device)
+        return cls((height, width), index_N, position_N, tuple(groups), row.tolist(), length.tolist())
 
     def pack(self, batch: Batch) -> Batch:
         """The batch as one row of N positions; what belongs to a whole history is left as it is."""

@@ -9,6 +9,8 @@ Shape legend: B histories, L positions, N packed positions (or items), D width.
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from distft.models.base import Model, OwnScores
 from distft.models.blocks import EventEmbedding, ItemEmbedding, init_normal
 from distft.models.copying import Copying, own_scores
 from distft.models.dropout import dropout
+from distft.models.memo import Memo
 from distft.models.packing import Packing
 from distft.models.scorer import Scorer
 from distft.schema import Batch, Catalog
@@ -43,6 +46,8 @@ class SequenceModel(Model):
         self.blocks = nn.ModuleList(self.new_block(config, catalog) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.dim)
         self.apply(init_normal)
+        self.memo: Memo | None = None
+        self.num_remembered = 0
         self.copying = Copying(catalog, config.dim) if config.copy_ else None  # keeps its zeros
 
     def has_positions(self, config: Any) -> bool:
@@ -61,14 +66,32 @@ class SequenceModel(Model):
         """x_BLD after each event, zeros at the padding."""
         packing = Packing.of(batch)
         packed = packing.pack(batch)
+        found = self.look(packing, packed)
+        below = partial(self._lowest, packed, packing, found)
+        x_ND = below() if self.memo is None or not self.training else self.memo.of(batch, packing, below)
+        for block in self.blocks[self.num_remembered :]:
+            x_ND = self.through(block, x_ND, packing, found)
+        return packing.unpack(self.scorer.states(self.norm(x_ND)))
+
+    def _lowest(self, packed: Batch, packing: Packing, found: Any) -> Tensor:
+        """x_ND of the embeddings, after the blocks whose outputs are remembered."""
         x_ND = self.events(packed, self.items(packed.item_BL))[0] * self.scale
         if self.positions is not None:
             x_ND = x_ND + self.positions(packing.position_N)
-        x_ND = dropout(x_ND, self.dropout, self.training)
-        found = self.look(packing, packed)
-        for block in self.blocks:
+        # Of the embeddings, not of the whole: where these are frozen they give the same in every epoch.
+        x_ND = dropout(x_ND, self.dropout, self.items.training)
+        for block in self.blocks[: self.num_remembered]:
             x_ND = self.through(block, x_ND, packing, found)
-        return packing.unpack(self.scorer.states(self.norm(x_ND)))
+        return x_ND
+
+    def remember(self, memo: Memo) -> list[str]:
+        """The embeddings, and the blocks after them, up to the first that trains."""
+        groups = [(name, group) for name, group in self.layer_groups().items() if name != "head"]
+        is_frozen = (not any(parameter.requires_grad for parameter in group) for _, group in groups)
+        names = [name for (name, _), _ in zip(groups, takewhile(bool, is_frozen), strict=False)]
+        if names:
+            self.memo, self.num_remembered = memo, len(names) - 1
+        return names
 
     def item_vectors(self, items_N: Tensor) -> Tensor:
         """v_ND: the input embeddings of the items, as the scorer takes them."""
@@ -87,3 +110,12 @@ class SequenceModel(Model):
             **{f"blocks.{index}": list(block.parameters()) for index, block in enumerate(self.blocks)},
             "head": [*self.norm.parameters(), *copying],
         }
+
+    def vocabularies(self) -> dict[str, str]:
+        """Items, their categories, event types and query tokens."""
+        tables = self.items.vocabularies("items")
+        if self.events.types is not None:
+            tables["events.types"] = "events"
+        if self.events.tokens is not None:
+            tables["events.tokens"] = "query_tokens"
+        return tables

@@ -18,10 +18,13 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from distft.errors import ArtefactError
+from distft.models.adapters import merged
 from distft.storage import MANIFEST, Manifest, Storage
 
 BUNDLE_WEIGHTS = "model.safetensors"
 MODEL_PREFIX = "model."
+BASE = "base"
+"""Folder and kind of the artefact that holds what a fine-tuning started from."""
 
 
 def read_weights(storage: Storage) -> dict[str, Tensor]:
@@ -40,9 +43,38 @@ def read_weights(storage: Storage) -> dict[str, Tensor]:
         assert manifest is not None
         return load(read_verified(storage, manifest, BUNDLE_WEIGHTS))
     manifest, state = read_state(storage)
-    tensors = assemble(storage, manifest, state)
+    tensors = merged(_with_base(storage, state) | assemble(storage, manifest, state))
     size = len(MODEL_PREFIX)
     return {name[size:]: tensor for name, tensor in tensors.items() if name.startswith(MODEL_PREFIX)}
+
+
+def _with_base(storage: Storage, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a checkpoint of a fine-tuning does not hold, because it did not train; nothing for any other."""
+    if not state.get("base"):
+        return {}
+    folder = base_of(storage)
+    return read_base(folder, state["base"])
+
+
+def base_of(checkpoint: Storage) -> Storage:
+    """Where the base of a fine-tuning lies, seen from one of its checkpoints."""
+    return Storage(checkpoint.uri.rsplit("/", 2)[0]) / BASE
+
+
+def read_base(folder: Storage, sha256: str) -> dict[str, Tensor]:
+    """The weights that a fine-tuning started from, by their names there. Raises ArtefactError if they are not whole.
+
+    ``sha256`` of its manifest: a checkpoint belongs to the base that it names and to no other.
+    """
+    manifest = folder.manifest(BASE)
+    if manifest is None or manifest.sha256 != sha256:
+        problem = "is missing" if manifest is None else "is another one"
+        raise ArtefactError(
+            f"{folder}, which holds the weights that did not train, {problem}",
+            "the base that the fine-tuning started from, beside its checkpoints",
+            "Restore the whole folder of the stage from a copy, or fine-tune again with --force.",
+        )
+    return load(read_verified(folder, manifest, BUNDLE_WEIGHTS))
 
 
 def read_state(storage: Storage) -> tuple[Manifest, dict[str, Any]]:

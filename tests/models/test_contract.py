@@ -10,7 +10,7 @@ import torch
 
 from distft.component import configs
 from distft.data.collate import Side, history_batch
-from distft.models.base import last_states
+from distft.models.base import last_states, states_once
 from distft.ranking import item_scores
 from tests.factories import catalog, histories, told_catalog, told_side
 
@@ -101,6 +101,19 @@ def test_the_order_of_a_batch_changes_nothing(model, shop):
     order = torch.tensor([2, 0, 1])
     shuffled = type(batch)(**{name: tensor[order] for name, tensor in batch.tensors()})
     torch.testing.assert_close(known_after(model, shuffled), known_after(model, batch)[order], rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_history_that_comes_several_times_in_a_row_is_computed_once(model, shop, monkeypatch):
+    batch = batch_of([5, 11, 8], shop)
+    order = torch.tensor([0, 0, 1, 2, 2, 2])
+    repeated = type(batch)(**{name: tensor[order] for name, tensor in batch.tensors()})
+    seen = []
+    states = model.states
+    monkeypatch.setattr(model, "states", lambda one: seen.append(len(one.length_B)) or states(one))
+    x_BLD = states_once(model, repeated)
+    assert seen == [3]
+    torch.testing.assert_close(x_BLD, states(repeated), rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()

@@ -58,3 +58,11 @@ class Linear(Model):
             "embeddings": [*self.bags.parameters(), *self.items.parameters()],
             "head": list(self.counts.parameters()),
         }
+
+    def vocabularies(self) -> dict[str, str]:
+        """Items, twice, their categories, query tokens, and categories of users."""
+        return self.bags.vocabularies("bags") | self.items.vocabularies("items")
+
+    def table_parts(self) -> dict[str, int]:
+        """The items of the bags, once for each kind of bag."""
+        return {"bags.items": self.bags.num_kinds}

@@ -85,6 +85,14 @@ class MLP(Model):
         embeddings = [*self.bags.parameters(), *self.items.parameters()]
         return {"embeddings": embeddings, **hidden, "head": list(self.head.parameters())}
 
+    def vocabularies(self) -> dict[str, str]:
+        """Items, twice, their categories, query tokens, and categories of users."""
+        return self.bags.vocabularies("bags") | self.items.vocabularies("items")
+
+    def table_parts(self) -> dict[str, int]:
+        """The items of the bags, once for each kind of bag."""
+        return {"bags.items": self.bags.num_kinds}
+
 
 class FirstLayer(nn.Module):
     """A linear layer of (state, item, each bag * item), for one item a state or for many."""
