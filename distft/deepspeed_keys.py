@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from distft.job import Train
+    from distft.sections.train import Train
 
 ZERO_KEYS = frozenset(
     {
@@ -104,10 +104,10 @@ def train_misfits(train: Train) -> Iterator[Misfit]:
             "stage 1, 2 or 3: at stage 0 DeepSpeed 0.19 divides by a loss scale that it never multiplied by",
             "Set train.zero.stage to 1.",
         )
-    if train.zero.offload == "cpu" and train.zero.stage == 0:
+    if train.zero.offload != "none" and train.zero.stage == 0:
         yield Misfit(
             ("zero", "offload"),
-            "cpu is not possible at train.zero.stage 0",
+            f"{train.zero.offload} is not possible at train.zero.stage 0",
             "stage 1, 2 or 3, where the optimiser state is split from the weights",
             "Set train.zero.stage to 2, or train.zero.offload to none.",
         )

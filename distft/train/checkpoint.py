@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -171,13 +171,17 @@ def restored_progress(folder: Storage, found: Checkpoint | None, metric: str) ->
 # -- restoring ---------------------------------------------------------------------------------------------
 
 
-def load_weights(checkpoint: Checkpoint, module: nn.Module) -> dict[str, Tensor]:
+def load_weights(checkpoint: Checkpoint, module: nn.Module, thawed: Collection[str] = ()) -> dict[str, Tensor]:
     """Puts the weights and buffers into a module that DeepSpeed has not wrapped yet; gives them in fp32.
 
-    Raises ArtefactError where names or shapes differ.
+    Of a fine-tuning these are the ones that train; those that are ``thawed`` may have been frozen when the checkpoint
+    was written, and are then the base's. Raises ArtefactError where names or shapes differ.
     """
     tensors = assemble(checkpoint.storage, checkpoint.manifest, checkpoint.state)
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    left_out = frozen if checkpoint.state.get("base") else set()
+    left_out = left_out | {name for name in thawed if name not in tensors}
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if name not in left_out}
     saved = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if own != saved:
         differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
@@ -186,7 +190,7 @@ def load_weights(checkpoint: Checkpoint, module: nn.Module) -> dict[str, Tensor]
             "the model of this job",
             "Undo the change of the job, or train into another storage.",
         )
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, strict=not left_out)
     return tensors
 
 
@@ -202,10 +206,13 @@ def load_optimizer(checkpoint: Checkpoint, engine: Engine, weights: Mapping[str,
         )
     held = list(engine.slices())
     for part in held:
+        if part.name not in weights:
+            continue  # it begins to train, and is as the engine found it
         low, high = part.offset, part.offset + part.length
         part.view(part.master).copy_(weights[part.name].reshape(-1)[low:high])
     _load_moments(checkpoint, engine, held)
     engine.loss_scale = state["loss_scale"]
+    engine.rest()
 
 
 @torch.no_grad()
@@ -215,8 +222,7 @@ def _load_moments(checkpoint: Checkpoint, engine: Engine, held: list[Slice]) -> 
     for key, offset, values in read_slices(checkpoint.storage, checkpoint.manifest, checkpoint.state, "optimizer"):
         moment, name = key.split("/", 1)
         if not created:
-            kinds = _moment_names(checkpoint)
-            engine.create_optimizer_state(kinds, int(checkpoint.state["optimizer"]["steps"]))
+            engine.create_optimizer_state(int(checkpoint.state["optimizer"]["steps"]))
             created = True
         part = by_name.get(name)
         if part is None:
@@ -225,11 +231,6 @@ def _load_moments(checkpoint: Checkpoint, engine: Engine, held: list[Slice]) -> 
         if low < high:
             own = engine.optimizer_state(part)[moment]
             own[low - part.offset : high - part.offset].copy_(values[low - offset : high - offset])
-
-
-def _moment_names(checkpoint: Checkpoint) -> set[str]:
-    kind = checkpoint.state["optimizer"]["kind"]
-    return {"momentum_buffer"} if kind == "sgd" else {"exp_avg", "exp_avg_sq"}
 
 
 def from_first(value: Any, group: dist.ProcessGroup | None = None) -> Any:

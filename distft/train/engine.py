@@ -21,8 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distft.errors import UsageError
-from distft.job import Train
-from distft.train.settings import build_config, build_optimizer, check_train
+from distft.sections.train import Train
+from distft.train.resting import RestingTensors
+from distft.train.settings import RATE_FACTOR, ParameterGroup, build_config, build_optimizer, check_train
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,13 @@ class Engine:
     """A module under DeepSpeed.
 
     ``module`` is the wrapped module; no parameter of it may be touched outside a call of the engine, because
-    ZeRO-3 has released it there. The process group is up before, with one process a device.
+    ZeRO-3 has released it there. The process group is up before, with one process a device. ``rate_factors``: what the
+    learning rate of some parameters, by name, is multiplied by.
     """
 
-    def __init__(self, module: nn.Module, train: Train, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, train: Train, device: torch.device, rate_factors: Mapping[str, float] | None = None
+    ) -> None:
         check_train(train)
         if train.precision == "fp16" and device.type == "cpu":
             raise UsageError("train.precision is fp16 on CPUs", "fp32 or bf16", "Set train.precision to bf16.")
@@ -71,7 +75,7 @@ class Engine:
         num_parameters = sum(p.numel() for p in self.parameters.values())
         if not num_parameters:
             raise UsageError("Every parameter is frozen", "at least one that trains", "Freeze fewer layers.")
-        optimizer = build_optimizer(train, list(self.parameters.values()))
+        optimizer = build_optimizer(train, _groups(self.parameters, rate_factors or {}))
         config = build_config(train, num_parameters, self.world_size)
         self._deepspeed = _initialize(module.to(device), optimizer, config, device)
         self._wrapper = self._deepspeed.optimizer
@@ -82,6 +86,11 @@ class Engine:
             if train.precision == "fp32":
                 self._deepspeed.enable_backward_allreduce = self.world_size > 1
         self.module: nn.Module = self._deepspeed.module
+        self._resting: RestingTensors | None = None
+        if train.zero.offload == "nvme":
+            assert train.zero.nvme_path is not None, "the section refuses this"
+            self._resting = RestingTensors(train.zero.nvme_path)
+            self._let_rest(self._resting)
 
     # -- training ------------------------------------------------------------------------------------------
 
@@ -103,9 +112,10 @@ class Engine:
     def step(self, learning_rate: float) -> None:
         """Updates the weights from the gradients of the window and clears these."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
         with _quiet():
             self._deepspeed.step()
+        self.rest()  # DeepSpeed has read the new weights
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -152,22 +162,60 @@ class Engine:
                 return int(state["step"])
         return 0
 
-    def create_optimizer_state(self, names: set[str], steps: int) -> None:
+    def create_optimizer_state(self, steps: int) -> None:
         """Makes the optimiser's state as if it had taken ``steps`` steps; ``optimizer_state`` then gives it to fill."""
-        masters = {id(part.master): part.master for part in self._masters()}
-        for master in masters.values():
-            state: dict[str, Tensor] = {name: torch.zeros_like(master, requires_grad=False) for name in sorted(names)}
-            if self.train_config.optimizer != "sgd":
-                state["step"] = torch.tensor(float(steps), dtype=torch.float32, device=master.device)
-            self.optimizer.state[master] = state
+        for master in self._masters():
+            self.optimizer.state[master] = self._new_state(master, steps)
 
-    def _masters(self) -> Iterator[Slice]:
-        """One slice for each tensor that the optimiser updates; also those of pure padding."""
-        yield from self.slices()
+    def _new_state(self, master: Tensor, steps: int) -> dict[str, Tensor]:
+        """The optimiser's state of one tensor, with moments of zero."""
+        adam = self.train_config.optimizer != "sgd"
+        zeros = torch.zeros_like if self._resting is None else self._resting.zeros_like
+        names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+        state: dict[str, Tensor] = {name: zeros(master.detach()) for name in names}
+        if adam:
+            state["step"] = torch.tensor(float(steps), dtype=torch.float32, device=master.device)
+        return state
+
+    def _masters(self) -> list[Tensor]:
+        """Every tensor that the optimiser updates, once; also those of pure padding."""
         flat = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
-        for attribute in flat:
-            for master in getattr(self._wrapper, attribute, []):
-                yield Slice("", 0, 0, master, 0)
+        found = [part.master for part in self.slices()]
+        found += [master for attribute in flat for master in getattr(self._wrapper, attribute, [])]
+        return list({id(master): master for master in found}.values())
+
+    # -- state in files ------------------------------------------------------------------------------------
+
+    @property
+    def rests(self) -> bool:
+        """True where the fp32 weights and the optimiser's state lie in files and not in memory."""
+        return self._resting is not None
+
+    def rest(self) -> None:
+        """Gives the memory back that reading such a state took."""
+        if self._resting is not None:
+            self._resting.rest()
+
+    def _let_rest(self, resting: RestingTensors) -> None:
+        """Moves the fp32 weights into files now, and the moments before the step that would make them."""
+        for master in self._masters():
+            master.data = resting.moved(master)
+        for p in self.parameters.values():
+            mapping = getattr(p, "_hp_mapping", None)  # stages 1 and 2 keep a view, which would keep the memory
+            if mapping is not None:
+                where = mapping.hp_fragment_address
+                group = _flat_groups(self._wrapper)[mapping.param_group_index]
+                mapping.hp_fragment = group.detach().narrow(0, where.start, where.numel)
+
+        def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            for group in optimizer.param_groups:
+                for master in group["params"]:
+                    if master.grad is not None and not optimizer.state.get(master):
+                        optimizer.state[master] = self._new_state(master, 0)
+
+        self.optimizer.register_step_pre_hook(before)
+        self.optimizer.register_step_post_hook(lambda *_: resting.rest())
+        resting.rest()
 
     @property
     def loss_scale(self) -> dict[str, float] | None:
@@ -195,6 +243,14 @@ class Engine:
         self._deepspeed.destroy()
 
 
+def _groups(parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float]) -> list[ParameterGroup]:
+    """The parameters by the factor of their learning rate."""
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
+    return [ParameterGroup(members, factor) for factor, members in by_factor.items()]
+
+
 def _copies(wrapper: Any) -> dict[int, Tensor]:
     """At stage 0 and low precision: id of a parameter → its fp32 copy; nothing at fp32."""
     low, high = getattr(wrapper, "fp16_groups", []), getattr(wrapper, "fp32_groups", [])
@@ -207,9 +263,13 @@ def _fragment(wrapper: Any, name: str, parameter: nn.Parameter) -> Slice | None:
     mapping = getattr(parameter, "_hp_mapping", None)
     if mapping is None:
         return None
-    groups = getattr(wrapper, "single_partition_of_fp32_groups", None) or wrapper.fp32_groups_flat_partition
     low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
-    return Slice(name, low.start, low.numel, groups[mapping.param_group_index], high.start)
+    return Slice(name, low.start, low.numel, _flat_groups(wrapper)[mapping.param_group_index], high.start)
+
+
+def _flat_groups(wrapper: Any) -> Any:
+    """At stages 1 and 2: this rank's fp32 partition of every group."""
+    return getattr(wrapper, "single_partition_of_fp32_groups", None) or wrapper.fp32_groups_flat_partition
 
 
 def _partitioned(wrapper: Any, name: str, parameter: Any, rank: int) -> Slice | None:

@@ -17,7 +17,7 @@ from distft.storage import Storage, explained
 METRICS = "metrics.jsonl"
 PLACE_KEYS = ("kind", "step", "epoch", "total_steps")
 """Keys that say where a line stands, not what was measured there."""
-TIMED_KEYS = ("time_s", "tokens_per_s", "data_wait_share")
+TIMED_KEYS = ("time_s", "step_s", "tokens_per_s", "data_wait_share")
 """Keys in which two runs of the same training differ."""
 
 

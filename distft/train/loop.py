@@ -23,8 +23,11 @@ from distft.data.ragged import concat
 from distft.data.shards import TrainReader
 from distft.errors import NotFiniteError, TrainingError, UsageError
 from distft.job import Job
+from distft.models.weights import BASE, MODEL_PREFIX, read_base
 from distft.schema import Batch, Histories, lower_is_better
+from distft.sections.train import Finetune, Train
 from distft.storage import Storage
+from distft.train.base import base_sha256
 from distft.train.checkpoint import Checkpoint, load_optimizer, load_weights, newest, restored_progress
 from distft.train.engine import Engine
 from distft.train.journal import Journal
@@ -32,6 +35,7 @@ from distft.train.position import here
 from distft.train.prefetch import Prefetch
 from distft.train.saving import Saver, write_best
 from distft.train.settings import learning_rate
+from distft.train.start import Start, start
 from distft.train.step import Step, train_step
 from distft.train.validation import Validation, watched_metric
 from distft.train.window import Window
@@ -51,12 +55,17 @@ class TrainResult:
     stopped_early: bool
 
 
+def num_threads(job: Job) -> int:
+    """Threads of one worker of a job."""
+    return max(1, int(job.scaling.cpus_per_worker))
+
+
 def ray_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     """The function that Ray Train calls in every worker; rank 0's return value comes back to the driver."""
     import ray.train
     import ray.train.torch
 
-    torch.set_num_threads(config["num_threads"])
+    torch.set_num_threads(num_threads(config["job"]))
     device = torch.device("cpu")
     if config["use_gpu"]:
         device = ray.train.torch.get_device()
@@ -104,10 +113,11 @@ class Loop:
         here.at("search for a checkpoint")
         found = newest(self.folder)
         self.progress = restored_progress(self.folder, found, self.metric)
+        self.base: str | None = None
         self.engine = self._build(found, device)
+        self.thaws = thaws(job.train)
         self.journal = Journal(self.folder, self.progress.step) if self.rank == 0 else None
-        before_commit = self.journal.commit if self.journal else None
-        self.saver = Saver(self.folder, self.engine, job.train.checkpoint, before_commit)
+        self.saver = self._saver()
         self.validation = Validation(job, self.dataset, self.encoder, self.side, self.metric)
         self.window = Window()
         self.save_wanted = False
@@ -116,6 +126,10 @@ class Loop:
             for sentence in found.passed_over if found else ():
                 self.journal.warn(sentence, self.progress.step, self.saver.attempt)
 
+    def _saver(self) -> Saver:
+        before_commit = self.journal.commit if self.journal else None
+        return Saver(self.folder, self.engine, self.job.train.checkpoint, before_commit, self.base)
+
     def _build(self, found: Checkpoint | None, device: torch.device) -> Engine:
         here.at("start of the engine", self.progress.step)
         catalog = self.encoder.catalog()
@@ -123,11 +137,30 @@ class Loop:
         model = self.job.model.build(catalog)
         module = Step(model, self.job.loss.build(catalog, model.state_dim))
         module.model.recompute = self.job.train.activation_checkpointing
-        weights = load_weights(found, module) if found else {}
-        engine = Engine(module, self.job.train, device)
+        started = self._start(module)
+        weights = load_weights(found, module, started.thawed if started else ()) if found else {}
+        engine = Engine(module, self.job.train, device, started.rate_factors if started else {})
         if found:
             load_optimizer(found, engine, weights)
         return engine
+
+    def _start(self, module: Step) -> Start | None:
+        """Gives a fine-tuning its base's weights, and freezes; None for any other training."""
+        section = self.job.train
+        if not isinstance(section, Finetune):
+            return None
+        self.base = base_sha256(self.folder)
+        tensors = read_base(self.folder / BASE, self.base)
+        weights = {name.removeprefix(MODEL_PREFIX): one for name, one in tensors.items()}
+        return start(module, weights, self.encoder, section, self.progress.epoch)
+
+    def _thaw(self) -> None:
+        """Goes on with more that trains: from the checkpoint just written, as a restart would."""
+        self.saver.drain()
+        self.saver.close()
+        self.engine.close()
+        self.engine = self._build(newest(self.folder), self.engine.device)
+        self.saver = self._saver()
 
     # -- the whole -----------------------------------------------------------------------------------------
 
@@ -139,7 +172,7 @@ class Loop:
         finally:
             self.prefetch.close()
             self.saver.close()
-        self.engine.close()
+            self.engine.close()
         progress = self.progress
         value, stopped = progress.best_value, self.stopped_early
         return TrainResult(value, progress.best_step, progress.epoch, progress.step, stopped)
@@ -153,6 +186,8 @@ class Loop:
             metrics = self.validation.score(self.engine) if due else {}
             self._judge(metrics, due)
             self._save({**metrics, "step": progress.step, "epoch": progress.epoch} if metrics else None)
+            if progress.epoch in self.thaws and not self.stopped_early:
+                self._thaw()
 
     @property
     def stopped_early(self) -> bool:
@@ -243,6 +278,11 @@ class Loop:
             place = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "total_steps": self.total_steps}
             self.journal.write(kind="train", **place, **self.window.line())
         self.window.restart()
+
+
+def thaws(train: Train) -> set[int]:
+    """The numbers of epochs after which more trains."""
+    return {one.after_epochs for one in train.unfreeze} if isinstance(train, Finetune) else set()
 
 
 def _key(seed: int, step: int, rank: int) -> int:

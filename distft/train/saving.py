@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distft.errors import ArtefactError, DistftError, TrainingError
-from distft.job import Checkpoint as Rules
 from distft.models.weights import sealed
+from distft.sections.train import Checkpoint as Rules
 from distft.storage import MANIFEST, Manifest, Storage
 from distft.train.checkpoint import FOLDER, LATEST, Progress, committed, from_first, step_of
 from distft.train.engine import Engine
@@ -59,7 +59,8 @@ class Saver:
 
     At most one is in flight; its copy of the state stays allocated for the next one. File names carry the attempt, so
     that what an aborted attempt left in a folder is never taken for ours. ``before_commit`` is called on rank 0 before
-    each commit: what it writes is then never behind the checkpoint.
+    each commit: what it writes is then never behind the checkpoint. ``base``: SHA-256 of a fine-tuning's base, where
+    what does not train lies.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Saver:
         engine: Engine,
         rules: Rules,
         before_commit: Callable[[], None] | None = None,
+        base: str | None = None,
     ) -> None:
+        self._base = base
         self.folder, self.root = folder, folder / FOLDER
         self.engine, self.rules = engine, rules
         self.attempt = from_first(uuid.uuid4().hex[:8])
@@ -85,15 +88,16 @@ class Saver:
         """Starts a checkpoint of this moment, once the one before it is committed.
 
         ``then`` is called with its path on every rank, in ``save``, ``poll`` or ``drain``, once it is committed. If
-        not ``asynchronous``, that is before this returns. Raises TrainingError, on every rank, where a checkpoint
-        could not be written.
+        not ``asynchronous``, or where the state rests in files, that is before this returns. Raises TrainingError, on
+        every rank, where a checkpoint could not be written.
         """
         self.drain()
         self._inflight = self._snapshot(replace(progress), then)
         self._thread = threading.Thread(target=self._work, args=(self._inflight,), daemon=True, name="checkpoint")
         self._thread.start()
-        if not self.rules.asynchronous:
+        if self._waits:
             self.drain()
+            self.engine.rest()
 
     def poll(self) -> None:
         """Ends the checkpoint in flight if it is committed, or failed, on every rank; raises as ``save`` does.
@@ -133,10 +137,15 @@ class Saver:
         self._thread = self._inflight = None
         return failure
 
+    @property
+    def _waits(self) -> bool:
+        """True where the training waits; what rests in files may not fit into memory, and is written from there."""
+        return self.engine.rests or not self.rules.asynchronous
+
     # -- the copy --------------------------------------------------------------------------------------------
 
     def _snapshot(self, progress: Progress, then: Committed | None) -> _Snapshot:
-        """A copy, on the host, of this rank's share of the state."""
+        """What this rank has of the state, on the host."""
         engine, rank = self.engine, self.engine.rank
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
@@ -150,7 +159,7 @@ class Saver:
             for kind, values in engine.optimizer_state(part).items():
                 key = f"{kind}/{part.name}"
                 moments[key] = self._copy(key, values)
-        for name, offset, values in engine.frozen_slices():
+        for name, offset, values in engine.frozen_slices() if self._base is None else ():
             offsets[name] = offset
             weights[name] = self._copy(name, values.float() if values.is_floating_point() else values)
         if rank == 0:
@@ -160,7 +169,12 @@ class Saver:
         return _Snapshot(progress, weights, moments, offsets, self._state(progress), then)
 
     def _copy(self, key: str, values: Tensor) -> Tensor:
-        """The values in this rank's own memory, which is used again: fresh pages would cost more than the copy."""
+        """The values in this rank's own memory, which is used again: fresh pages would cost more than the copy.
+
+        Where the training waits, what a host holds is itself written, and needs no copy.
+        """
+        if self._waits and values.device.type == "cpu":
+            return values.detach()
         copy = self._copies.get(key)
         if copy is None or copy.shape != values.shape or copy.dtype != values.dtype:
             pinned = self.engine.device.type == "cuda"
@@ -169,13 +183,15 @@ class Saver:
 
     def _state(self, progress: Progress) -> dict[str, Any]:
         engine = self.engine
-        shapes: dict[str, list[int]] = {name: list(shape) for name, shape in engine.shapes.items()}
+        left_out = engine.frozen.keys() if self._base else ()
+        shapes = {name: list(shape) for name, shape in engine.shapes.items() if name not in left_out}
         shapes |= {name: list(buffer.shape) for name, buffer in engine.buffers.items()}
         return {
             "progress": vars(progress),
             "shapes": shapes,
             "optimizer": {"kind": engine.train_config.optimizer, "steps": engine.optimizer_steps},
             "loss_scale": engine.loss_scale,
+            "base": self._base,
         }
 
     # -- the writer thread -----------------------------------------------------------------------------------

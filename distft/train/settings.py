@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,18 @@ from torch import nn
 
 from distft.deepspeed_keys import SECTIONS, Misfit, extra_misfits, train_misfits
 from distft.errors import UsageError
-from distft.job import Train
+from distft.sections.train import Train
+
+RATE_FACTOR = "rate_factor"
+"""Key of an optimiser's parameter groups: what the job's learning rate is multiplied by there."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate."""
+
+    parameters: list[nn.Parameter]
+    rate_factor: float = 1.0
 
 
 def check_train(train: Train) -> None:
@@ -69,18 +81,19 @@ def _zero_section(train: Train, num_parameters: int) -> dict[str, Any]:
     }
     if train.zero.stage == 3:
         section["stage3_prefetch_bucket_size"] = bucket
-    if train.zero.offload == "cpu":
+    if train.zero.offload != "none":  # what rests in files is a CPU's for DeepSpeed
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         if train.zero.stage == 3:
             section["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {**section, **train.deepspeed.get("zero_optimization", {})}
 
 
-def build_optimizer(train: Train, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(train: Train, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
     """Torch's fused optimiser over the parameters that train; its learning rate is set anew before every step.
 
     It starts at 0, because DeepSpeed takes one step on zero gradients while it sets itself up at some stages.
     """
+    parameters = [{"params": group.parameters, RATE_FACTOR: group.rate_factor} for group in groups]
     if train.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay, fused=True)
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam

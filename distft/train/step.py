@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distft.errors import NotFiniteError
 from distft.losses.base import Loss
-from distft.models.base import Model, last_states
+from distft.models.base import Model, last_states, states_once
 from distft.ranking import item_scores, ranks_by, target_scores
 from distft.schema import PAD, Batch
 from distft.train.engine import Engine
@@ -47,10 +47,18 @@ class Step(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
+        self.frozen: tuple[str, ...] = ()
+
+    def train(self, mode: bool = True) -> Step:
+        """Turns dropout on or off; never on in the modules that are ``frozen``, by their names."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, batch: Batch, targets: RankTargets | None = None) -> tuple[Tensor, ...]:
         """(loss_sum fp32, count), and with ``targets`` also their ranks over the whole catalogue, rank_B, or scores."""
-        x_BLD = self.model.states(batch)
+        x_BLD = self.model.states(batch) if targets is None else states_once(self.model, batch)
         loss_sum, count = self.loss(self.model, x_BLD, batch)
         if targets is None:
             return loss_sum, count

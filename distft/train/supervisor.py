@@ -10,8 +10,6 @@ See docs/decisions/0011-supervision.md.
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,19 +21,17 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distft.errors import DistftError, StalledError
 from distft.storage import Storage
 from distft.train import failure as failures
 from distft.train.failure import Failure
+from distft.train.nodes import NODE_TASK_S, outcome, started, state_then_kill
 from distft.train.position import Sighting, here, oom_kills
 from distft.train.watchdog import Stall, Watchdog
 
 ASK_S = 1.0
 """Pause between an answer and the next question to the same rank."""
-NODE_TASK_S = 8.0
-"""How long a node is given to answer; a fresh process on it takes about two seconds."""
 SAVE_BEFORE_RESIZE_S = 60.0
 
 
@@ -154,8 +150,8 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         worker = self._workers[stall.rank]
         state = None
         if stall.silent:
-            ends = [_started(self._workers[rank].metadata, _state_then_kill, True) for rank in stall.ranks]
-            state = _outcome(ends[0])
+            ends = [_ending(self._workers[rank].metadata) for rank in stall.ranks]
+            state = outcome(ends[0])
         failure = self._failure(failures.STALL, stall.rank, _stalled(stall, state, worker))
         self._note(failure)
         for other in self._workers:
@@ -221,7 +217,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         if cause == failures.MEMORY:
             return cause, f"{who} was killed by Ray, because its node ran out of memory"
         sighting = self._sighting(rank)
-        kills = _outcome(_started(metadata, oom_kills))
+        kills = outcome(started(metadata.node_id, oom_kills))
         if kills is None:
             return failures.NODE, f"{who} is gone, and its node does not answer"
         if sighting and kills > sighting.oom_kills:
@@ -256,6 +252,10 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             failures.write_failures(self._folder, self._failures)
 
 
+def _ending(metadata: Any) -> Any:
+    return started(metadata.node_id, state_then_kill, metadata.pid)
+
+
 def _stalled(stall: Stall, state: str | None, worker: Any) -> str:
     """The sentence for a stall; ``state`` of a process that does not answer, as its node tells it."""
     who = f"Rank {stall.rank} (process {worker.metadata.pid} on {worker.metadata.node_ip})"
@@ -271,30 +271,3 @@ def _stalled(stall: Stall, state: str | None, worker: Any) -> str:
     return (
         f"{what}. Its process does not answer: {state or 'it was stopped, hangs in native code, or its node is gone'}"
     )
-
-
-def _state_then_kill(pid: int) -> str:
-    """Runs on the node of a process that does not answer: how it is, and its end, which Ray might not bring about."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
-            state = stream.read().rsplit(")", 1)[1].split()[0]
-        os.kill(pid, signal.SIGKILL)
-    except OSError:
-        return "it is gone"
-    words = {"T": "it was stopped (SIGSTOP)", "t": "a debugger holds it", "D": "it waits for a device"}
-    return words.get(state, "it hangs in native code")
-
-
-def _started(metadata: Any, function: Callable[..., Any], with_pid: bool = False) -> Any:
-    """A call of the function on the node of a worker, which may be stopped or gone, begun."""
-    there_only = NodeAffinitySchedulingStrategy(metadata.node_id, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there_only)(function)
-    return task.remote(*([metadata.pid] if with_pid else []))
-
-
-def _outcome(started: Any) -> Any:
-    """What the call returned; None if the node does not answer in time."""
-    try:
-        return ray.get(started, timeout=NODE_TASK_S)
-    except (ray.exceptions.RayError, TimeoutError):
-        return None

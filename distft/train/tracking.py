@@ -17,7 +17,8 @@ from contextlib import suppress
 from typing import Any
 
 from distft.errors import ArtefactError, DistftError, UsageError
-from distft.job import Job, Tracking
+from distft.job import Job
+from distft.sections.train import Tracking
 from distft.storage import Storage
 from distft.train.following import Ending, Line, Observer, place
 from distft.train.tensorboard import scalars

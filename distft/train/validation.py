@@ -19,6 +19,7 @@ from distft.data.encode import Encoder
 from distft.data.hashing import mix
 from distft.data.ragged import concat
 from distft.data.shards import TargetReader, Targets
+from distft.errors import UsageError
 from distft.evaluate.metrics import ranking_sums
 from distft.evaluate.pointwise import label_metrics, value_metrics
 from distft.job import Job
@@ -34,9 +35,16 @@ MAX_TOKENS = 16_384
 
 
 def watched_metric(job: Job) -> str:
-    """The validation metric that decides which checkpoint is best, and when to stop."""
+    """The validation metric that decides which checkpoint is best, and when to stop. Raises UsageError for another."""
     if job.train.early_stopping is not None:
-        return job.train.early_stopping.metric
+        metric = job.train.early_stopping.metric
+        if not job.validates(metric):  # found when the job was read, but for a section that its stages do not use
+            raise UsageError(
+                f"train.early_stopping.metric is {metric} with the loss {job.loss.kind}",
+                f"one that validation computes: {job.validation_metrics} or loss",
+                "Set it.",
+            )
+        return metric
     return "loss" if job.loss.judges else f"ndcg@{10 if 10 in job.evaluate.k else max(job.evaluate.k)}"
 
 

@@ -29,11 +29,12 @@ class Window:
         self.rate = rate
 
     def line(self) -> dict[str, float]:
-        """Mean loss a target, learning rate, events a second, share of the time spent on reading."""
+        """Mean loss a target, learning rate, seconds a step, events a second, share of the time spent on reading."""
         took_s = max(1e-9, time.perf_counter() - self.started)
         return {
             "loss": self.loss_sum / max(1, self.count),
             "learning_rate": self.rate,
+            "step_s": round(took_s / max(1, self.steps), 6),
             "tokens_per_s": round(self.tokens / took_s, 1),
             "data_wait_share": round(self.waited_s / took_s, 4),
         }

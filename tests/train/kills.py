@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from distft.job import Checkpoint as Rules
 from distft.models.weights import read_slices, read_weights
+from distft.sections.train import Checkpoint as Rules
 from distft.storage import Storage
 from distft.train.checkpoint import FOLDER, committed, newest
 from distft.train.saving import BEST, Saver

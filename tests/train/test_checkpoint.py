@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save
 
 from distft.errors import ArtefactError, TrainingError
-from distft.job import Checkpoint as Rules
-from distft.job import Train
 from distft.models.weights import read_weights
+from distft.sections.train import Checkpoint as Rules
+from distft.sections.train import Train
 from distft.storage import MANIFEST, Storage
 from distft.train.checkpoint import Progress, committed, load_optimizer, load_weights, newest
 from distft.train.engine import Engine

@@ -190,7 +190,7 @@ def figures() -> dict[str, float]:
     port = ray.nodes()[0]["MetricsExportPort"]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
-    samples = [sample for family in families for sample in family.samples if sample.name.startswith("ray_distft")]
+    samples = [sample for family in families for sample in family.samples if sample.name.startswith("ray_distft_train")]
     return {sample.name: sample.value for sample in samples if sample.labels["job"] == "circle"}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from distft.errors import UsageError
-from distft.job import Scaling
+from distft.sections.train import Scaling
 from distft.train import room
 
 Nodes = list[dict[str, float]]

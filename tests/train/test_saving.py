@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distft.errors import TrainingError
-from distft.job import Checkpoint as Rules
+from distft.sections.train import Checkpoint as Rules
 from distft.storage import Storage
 from distft.train import saving
 from distft.train.checkpoint import FOLDER, committed
@@ -256,3 +256,13 @@ def test_sigkill_inside_a_checkpoint_leaves_the_newest_one_whole(
     tally = kill(tmp_path, world_size, count, seed=world_size)
     assert tally.intact == tally.kills == count
     assert tally.half_written > count / 2, "most kills must have met a checkpoint half way"
+
+
+def test_rules_that_change_decide_what_the_next_checkpoint_waits_for(tmp_path: Path, one_rank: None) -> None:
+    engine, progress = start(stage(2), Storage(tmp_path))
+    saver = Saver(Storage(tmp_path), engine, Rules())
+    advance(engine, progress, 1)
+    saver.rules = Rules(asynchronous=False)
+    saver.save(progress)
+    assert saver._thread is None and committed(Storage(tmp_path) / FOLDER) == ["step-1"]
+    saver.close()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distft.errors import UsageError
-from distft.job import Train
+from distft.sections.train import Train
 from distft.train.engine import Engine
 from distft.train.settings import build_config, check_extra_keys, check_train, learning_rate
 from distft.train.step import Step

@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 
 from distft.errors import TrainingError
-from distft.job import Train
 from distft.losses.adversarial.config import Config as Adversarial
 from distft.schema import Catalog
+from distft.sections.train import Train
 from distft.topk import MISS
 from distft.train.engine import Engine
-from distft.train.settings import build_optimizer, learning_rate
+from distft.train.settings import ParameterGroup, build_optimizer, learning_rate
 from distft.train.step import RankTargets, Step, train_step
 from tests.train.ranks import DIM, NUM_ITEMS, Toy, ToyLoss, run_ranks, toy_batch
 
@@ -58,7 +58,7 @@ def plain_weights(train: dict[str, Any], adversary: bool = False) -> dict[str, t
     job = Train.model_validate(train)
     module = toy_step(adversary)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = build_optimizer(job, parameters)
+    optimizer = build_optimizer(job, [ParameterGroup(parameters)])
     for step in range(NUM_STEPS):
         sums = [module(toy_batch(rows, 10 * step + index)) for index, rows in enumerate(ROWS)]
         (sum(s for s, _ in sums) / sum(int(n) for _, n in sums)).backward()
