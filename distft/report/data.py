@@ -14,11 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from distft import __version__
-from distft.job import Data
 from distft.jobfile import dump_job
 from distft.report import timeline
 from distft.report.plots import Plot, Shape, Tick, box, count_ticks, decade_ticks, line, logarithmic, short, upright
 from distft.schema import SPLITS
+from distft.sections.data import Data
 
 SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 
