@@ -8,6 +8,7 @@ OpenAPI description is made of the same types.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +16,9 @@ from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 
 from distft import __version__
+from distft.data.encode import RawEvent
 from distft.serve import problems
+from distft.serve.events import EventsRequest, Keeper, add_events
 from distft.serve.predictor import Query, Recommendation
 from distft.serve.problems import Problem
 from distft.serve.requests import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, Status, read_request
@@ -23,14 +26,18 @@ from distft.serve.requests import MAX_BODY_BYTES, RecommendRequest, RecommendRes
 MAX_IN_FLIGHT = 1024
 BODY_TIMEOUT_S = 10.0
 
+_REQUESTS = (RecommendRequest, EventsRequest)
 _REFS = "#/components/schemas/{model}"
 
 
-class Backend(Protocol):
+class Backend(Keeper, Protocol):
     """What answers. Each method raises Problem for a request it refuses and ServingError while it cannot answer."""
 
     async def recommend(self, query: Query) -> Recommendation:
         """The answer to one query."""
+
+    async def history(self, user_id: str) -> list[RawEvent]:
+        """The events that are kept of a user; none where nothing keeps them."""
 
     async def describe(self) -> dict[str, Any]:
         """The facts of the served model: JSON."""
@@ -52,12 +59,13 @@ def build_api(backend: Backend) -> FastAPI:
     problems.answer_problems(api)
     _add_status(api, backend)
     _add_recommend(api, backend)
+    add_events(api, backend, _body)
     describe = api.openapi
 
     def openapi() -> dict[str, Any]:
         schema = describe()
         parts = schema.setdefault("components", {}).setdefault("schemas", {})
-        parts.update(models_json_schema([(RecommendRequest, "validation")], ref_template=_REFS)[1]["$defs"])
+        parts.update(models_json_schema([(kind, "validation") for kind in _REQUESTS], ref_template=_REFS)[1]["$defs"])
         parts["Problem"] = problems.SCHEMA
         return schema
 
@@ -72,11 +80,11 @@ def _add_status(api: FastAPI, backend: Backend) -> None:
         return Status(status="alive")
 
     @api.head("/readyz", include_in_schema=False)
-    @api.get("/readyz", tags=["state"], summary="Does the model answer as it should?", responses=_problems(503))
+    @api.get("/readyz", tags=["state"], summary="Does the model answer as it should", responses=problems.responses(503))
     async def readyz() -> Status:
         return Status(status="ready", model_version=await backend.ready())
 
-    @api.get("/v1/model", tags=["model"], summary="What is served", responses=_problems(503))
+    @api.get("/v1/model", tags=["model"], summary="What is served", responses=problems.responses(503))
     async def model() -> dict[str, Any]:
         return await backend.describe()
 
@@ -88,7 +96,7 @@ def _add_recommend(api: FastAPI, backend: Backend) -> None:
         "/v1/recommend",
         tags=["model"],
         summary="The best items for a user",
-        responses=_problems(400, 408, 413, 415, 422, 503),
+        responses=problems.responses(400, 408, 413, 415, 422, 503),
         response_model=RecommendResponse,
         openapi_extra={
             "requestBody": {
@@ -105,8 +113,11 @@ def _add_recommend(api: FastAPI, backend: Backend) -> None:
             )
         in_flight += 1
         try:
-            wanted = read_request(await _body(request))
-            answer = await backend.recommend(wanted.query())
+            wanted = read_request(await _body(request), RecommendRequest)
+            query = wanted.query()
+            if wanted.history is None and wanted.user_id is not None:
+                query = replace(query, events=await backend.history(wanted.user_id), kept=True)
+            answer = await backend.recommend(query)
         finally:
             in_flight -= 1
         return Response(RecommendResponse.of(answer).model_dump_json(), media_type="application/json")
@@ -137,8 +148,3 @@ async def _bounded(request: Request) -> bytes:
 
 def _too_large() -> Problem:
     return Problem(413, f"The body is longer than {MAX_BODY_BYTES} bytes.")
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {problems.MEDIA_TYPE: {"schema": {"$ref": _REFS.format(model="Problem")}}}
-    return {status: {"description": "A problem", "content": content} for status in statuses}

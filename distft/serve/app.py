@@ -10,37 +10,54 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from ray.serve.schema import LoggingConfig
 
-from distft.errors import QueryError, ServingError
-from distft.job import Serve
+from distft.data.encode import RawEvent
+from distft.data.pseudonyms import open_pseudonyms
+from distft.errors import DistftError, QueryError, ServingError
+from distft.sections.serve import Serve
+from distft.serve.admission import FULL, Admission, Bounded
 from distft.serve.api import MAX_IN_FLIGHT, build_api
-from distft.serve.golden import GoldenRequest, difference, first_difference, read_golden
+from distft.serve.arrangement import HISTORIES, INGRESS, MODEL_PREFIX, Arrangement, ServedBundle
+from distft.serve.batching import Batcher, Overloaded
+from distft.serve.door import Door, log_requests
+from distft.serve.golden import GoldenRequest, answered_as_expected, difference, first_difference, read_golden
+from distft.serve.histories import Histories, Keeping
+from distft.serve.keys import Keyring
+from distft.serve.metrics import Counted, IngressMeter, ModelMeter
 from distft.serve.predictor import EncodedQuery, Predictor, Query, Recommendation
 from distft.serve.problems import FieldError, Problem
 from distft.storage import Storage
 
-INGRESS = "ingress"
 CPUS_PER_REPLICA = 1
 QUEUED_BATCHES = 8
 """Full batches that may wait inside a replica, and as many again outside, before requests are turned away with 503.
 
-Waiting inside is cheap: a replica that is full makes Ray's router ask again only after a growing pause.
+Waiting inside is cheap: a replica that is full makes Ray's router ask again only after a growing pause. This is the
+last line: the ingress lets in fewer, see ``admission``.
 """
+
+REPORT_INTERVAL_S = 1.0
+"""How often replicas tell the autoscaler how many requests they have."""
 
 READY_TIMEOUT_S = 2.0
 """How soon a model that has shown what it can must answer ``/readyz``."""
+
+FORGET_TIMEOUT_S = 60.0
+"""How long forgetting a user may take: every segment of the log that holds one of the user's events is rewritten."""
 
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
@@ -53,10 +70,16 @@ class Refusal:
     message: str
 
 
+@dataclass(frozen=True)
+class Busy:
+    """Too many requests wait in the replica already."""
+
+
 class ModelReplica:
     """One process with the model of a bundle; it never starts with a model that scores otherwise than expected."""
 
     def __init__(self, bundle_uri: str) -> None:
+        started_s = time.perf_counter()
         assigned = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
         bundle = Storage(bundle_uri)
@@ -65,18 +88,29 @@ class ModelReplica:
         wrong = first_difference(self.predictor, self.golden)
         if wrong:
             raise ServingError(f"The model of {bundle_uri} does not score as it was exported: {wrong}")
+        self.proof = answered_as_expected(self.predictor, self.golden)
         settings = self.predictor.job.serve
-        self._answer.set_max_batch_size(settings.max_batch_size)
-        self._answer.set_batch_wait_timeout_s(settings.batch_wait_s)
+        meter = ModelMeter(self.predictor.version)
+        # Computed in a thread, so that this replica still answers health checks meanwhile.
+        self._batcher = Batcher[EncodedQuery, Recommendation](
+            self.predictor.answer,
+            settings.max_batch_size,
+            settings.batch_wait_s,
+            QUEUED_BATCHES * settings.max_batch_size,
+            meter.batch,
+        )
+        meter.started(time.perf_counter() - started_s)
 
-    async def recommend(self, query: Query) -> Recommendation | Refusal:
+    async def recommend(self, query: Query) -> Recommendation | Refusal | Busy:
         """The answer to one query, computed together with those that arrive at the same time."""
         try:
             encoded = self.predictor.encode(query)
         except QueryError as error:
             return Refusal(error.field, str(error))
-        answer: Recommendation = await self._answer(encoded)
-        return answer
+        try:
+            return await self._batcher.ask(encoded)
+        except Overloaded:
+            return Busy()
 
     async def describe(self) -> dict[str, Any]:
         """The facts of the model."""
@@ -84,37 +118,109 @@ class ModelReplica:
 
     async def golden_request(self) -> GoldenRequest:
         """A request with its expected answer."""
-        return self.golden[0]
+        return self.proof
 
-    @serve.batch
-    async def _answer(self, queries: list[EncodedQuery]) -> list[Recommendation]:
-        # In a thread, so that this replica still answers health checks while it computes.
-        return await asyncio.to_thread(self.predictor.answer, queries)
+
+class HistoryReplica(Histories):
+    """The one process that keeps users' histories."""
+
+    def __init__(self, keeping: Keeping, bundle_uri: str) -> None:
+        super().__init__(keeping)
+        self.bundle = Storage(bundle_uri)
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Follows ``user_config``: {"version"} of the bundle whose histories are taken over."""
+        await self.fill(self.bundle, config["version"])
+
+    async def __del__(self) -> None:
+        """Ray Serve calls this when it stops the replica."""
+        await self.close()
 
 
 class Ingress:
     """The service's only way in: HTTP on one side, the handle of the current model on the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrangement: Arrangement) -> None:
+        self.arrangement = arrangement
+        self.histories = serve.get_app_handle(HISTORIES) if arrangement.keeping else None
+        self.pseudonyms = open_pseudonyms(arrangement.pseudonyms)
+        self.event_names: tuple[str, ...] = ()
         self.handle: DeploymentHandle | None = None
+        self.model_version = ""
         self.request_timeout_s = 0.0
         self.ready_version: str | None = None
+        self.meter = IngressMeter()
+        self.admission = Admission(1.0, MAX_IN_FLIGHT, MAX_IN_FLIGHT)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self)
+    def __serve_build_asgi_app__(self) -> Counted:
+        keys, log = self.arrangement.keys, self.arrangement.request_log
+        if log is not None:
+            log_requests(Path(log))
+        api = Bounded(build_api(self), self.admission, self.meter.refused)
+        door = Door(api, Keyring(Path(keys)) if keys else None, self.arrangement.policy)
+        return Counted(door, self.meter, lambda: self.model_version)
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """Follows ``user_config``: {"model_application", "request_timeout_s"}."""
+        """Follows ``user_config``, see ``ingress_config``."""
         self.handle = serve.get_app_handle(config["model_application"])
+        self.model_version = config["model_application"].removeprefix(MODEL_PREFIX)
         self.request_timeout_s = config["request_timeout_s"]
+        self.admission.follow(config["target_latency_s"], config["least_in_flight"])
+        self.event_names = tuple(config["events"])
         self.ready_version = None
 
     async def recommend(self, query: Query) -> Recommendation:
         """The current model's answer. Raises Problem 422 for what it refuses, ServingError if it does not come."""
-        reply: Recommendation | Refusal = await self._ask("recommend", query)
+        if not self.admission.enter():
+            self.meter.refused()
+            raise Overloaded(FULL)
+        started_s, took_s = time.perf_counter(), None
+        try:
+            reply: Recommendation | Refusal | Busy = await self._ask("recommend", query)
+            took_s = time.perf_counter() - started_s
+        except ServingError:
+            took_s = time.perf_counter() - started_s
+            raise
+        finally:
+            self.admission.leave(took_s)
+            self.meter.load(self.admission.in_flight, self.admission.limit)
         if isinstance(reply, Refusal):
             raise Problem(422, "The request is not valid.", [FieldError(reply.field, reply.message)])
+        if isinstance(reply, Busy):
+            raise Overloaded(FULL)
         return reply
+
+    async def history(self, user_id: str) -> list[RawEvent]:
+        """The events that are kept of a user. Raises ServingError if they do not come."""
+        if self.histories is None:
+            return []
+        events: list[RawEvent] = await self._ask("events", self._name(user_id), of=self.histories)
+        return events
+
+    def check_events(self, events: Sequence[RawEvent]) -> None:
+        """Raises Problem 422 for a type that the model does not know, 404 where nothing keeps histories."""
+        self._keeper()
+        for index, event in enumerate(events):
+            if event.event not in self.event_names:
+                what = f"{event.event[:100]!r} is no event type of this service: {', '.join(self.event_names)}"
+                raise Problem(422, "The request is not valid.", [FieldError(f"events.{index}.event", what)])
+
+    async def remember(self, user_id: str, events: Sequence[RawEvent]) -> int:
+        """How many of the events were new, and are kept now. Raises ServingError where that is not known."""
+        return int(await self._ask("add", self._name(user_id), list(events), of=self._keeper()))
+
+    async def forget(self, user_id: str) -> int:
+        """How many events were dropped."""
+        return int(await self._ask("forget", self._name(user_id), of=self._keeper(), timeout_s=FORGET_TIMEOUT_S))
+
+    def _keeper(self) -> DeploymentHandle:
+        if self.histories is None:
+            raise Problem(404, "This service keeps no histories: serve.history is none.")
+        return self.histories
+
+    def _name(self, user_id: str) -> str:
+        """Under which name the store knows a user."""
+        return self.pseudonyms.of(user_id) if self.pseudonyms else user_id
 
     async def describe(self) -> dict[str, Any]:
         """The facts of the current model."""
@@ -144,37 +250,51 @@ class Ingress:
             raise ServingError("The model was exchanged meanwhile")
         return answer.model_version
 
-    async def _ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
-        """What a replica of the model answers; a replica that dies meanwhile is replaced by another, once."""
+    async def _ask(
+        self, method: str, *args: Any, timeout_s: float | None = None, of: DeploymentHandle | None = None
+    ) -> Any:
+        """What a replica of the model answers (or of another); one that dies meanwhile is replaced by another, once."""
+        handle, who = (self.handle, "model") if of is None else (of, "history store")
+        assert handle is not None, "Ray Serve calls reconfigure before it sends requests"
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
         try:
-            return await asyncio.wait_for(self._ask_again(method, *args), timeout_s)
+            return await asyncio.wait_for(self._ask_again(handle, method, *args), timeout_s)
         except asyncio.TimeoutError:
-            raise ServingError(f"The model did not answer within {timeout_s:g} s") from None
+            raise ServingError(f"The {who} did not answer within {timeout_s:g} s") from None
         except BackPressureError:
-            raise ServingError("More requests are waiting for the model than it can answer in time") from None
+            if of is None:
+                raise Overloaded(FULL) from None
+            raise ServingError(f"More requests are waiting for the {who} than it can answer in time") from None
         except (DeploymentUnavailableError, RayActorError) as error:
-            raise ServingError(f"The model is not available: {type(error).__name__}") from error
+            raise ServingError(f"The {who} is not available: {type(error).__name__}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, DistftError):
+                raise ServingError(f"The {who} failed: {error.cause.what}") from error
+            raise
 
-    async def _ask_again(self, method: str, *args: Any) -> Any:
-        assert self.handle is not None, "Ray Serve calls reconfigure before it sends requests"
-        remote = getattr(self.handle, method)
+    async def _ask_again(self, handle: DeploymentHandle, method: str, *args: Any) -> Any:
+        remote = getattr(handle, method)
         try:
-            return await remote.remote(*args)
+            return await _reply(remote.remote(*args))
         except RayActorError:
-            return await remote.remote(*args)
+            self.meter.retried()
+            return await _reply(remote.remote(*args))
+
+
+async def _reply(response: DeploymentResponse[Any]) -> Any:
+    """What a replica replies; where nobody waits for it any longer, the replica stops working on it."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 def model_application(bundle_uri: str, settings: Serve) -> serve.Application:
     """The application that serves the model of a bundle; it has no HTTP route of its own."""
     deployment = serve.deployment(ModelReplica, name="model").options(
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=settings.min_replicas,
-            initial_replicas=max(1, settings.min_replicas),
-            max_replicas=settings.max_replicas,
-            target_ongoing_requests=settings.max_batch_size,
-        ),
+        autoscaling_config=_autoscaling(settings),
         max_ongoing_requests=QUEUED_BATCHES * settings.max_batch_size,
         max_queued_requests=QUEUED_BATCHES * settings.max_batch_size,
         logging_config=_QUIET,
@@ -182,21 +302,64 @@ def model_application(bundle_uri: str, settings: Serve) -> serve.Application:
     return deployment.bind(bundle_uri)
 
 
-def ingress_application(model_application_name: str, settings: Serve) -> serve.Application:
+def history_application(bundle_uri: str, version: str, keeping: Keeping) -> serve.Application:
+    """The application that keeps users' histories: one replica, because there is one writer."""
+    deployment = serve.deployment(HistoryReplica, name=HISTORIES).options(
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        user_config={"version": version},
+        max_ongoing_requests=2 * MAX_IN_FLIGHT,
+        max_queued_requests=MAX_IN_FLIGHT,
+        logging_config=_QUIET,
+    )
+    return deployment.bind(keeping, bundle_uri)
+
+
+def _autoscaling(settings: Serve) -> AutoscalingConfig:
+    # Ray warns of the interval's key; the variables that are to replace it hold for a whole cluster, and it does not
+    # look at them where it compares the interval with the period that is looked back.
+    return AutoscalingConfig(
+        min_replicas=settings.min_replicas,
+        initial_replicas=max(1, settings.min_replicas),
+        max_replicas=settings.max_replicas,
+        target_ongoing_requests=settings.ongoing_requests,
+        upscale_delay_s=settings.upscale_delay_s,
+        downscale_delay_s=settings.downscale_delay_s,
+        metrics_interval_s=REPORT_INTERVAL_S,
+        look_back_period_s=max(2 * REPORT_INTERVAL_S, min(settings.upscale_delay_s, settings.downscale_delay_s)),
+    )
+
+
+def ingress_config(model_application_name: str, settings: Serve, event_names: Sequence[str]) -> dict[str, Any]:
+    """What the ingress follows: the name of the model's application, what its job says of serving, its event types."""
+    return {
+        "model_application": model_application_name,
+        "request_timeout_s": settings.request_timeout_s,
+        "target_latency_s": settings.target_latency_s,
+        # More than all replicas should have: with less, no crowd would ever make a slow model scale up to them.
+        "least_in_flight": (settings.max_replicas + 1) * settings.ongoing_requests,
+        "events": list(event_names),
+    }
+
+
+def ingress_application(
+    model_application_name: str, settings: Serve, event_names: Sequence[str], arrangement: Arrangement
+) -> serve.Application:
     """The application that clients talk to, routing to the named model application."""
     deployment = serve.deployment(serve.ingress()(Ingress), name=INGRESS).options(
         ray_actor_options={"num_cpus": 0},
-        user_config={"model_application": model_application_name, "request_timeout_s": settings.request_timeout_s},
+        num_replicas=settings.num_ingress_replicas,
+        user_config=ingress_config(model_application_name, settings, event_names),
         # Above the interface's own limit, so that it is the interface that turns requests away, as a problem.
         max_ongoing_requests=2 * MAX_IN_FLIGHT,
         max_queued_requests=MAX_IN_FLIGHT,
         logging_config=_QUIET,
     )
-    return deployment.bind()
+    return deployment.bind(arrangement)
 
 
-def deploy(name: str, bundle_uri: str, settings: Serve, http: tuple[str, int], proxy: dict[str, str]) -> None:
-    """Starts Ray Serve with both applications; returns before they run. Needs Ray up and no Ray Serve running.
+def deploy(bundle: ServedBundle, arrangement: Arrangement, http: tuple[str, int], proxy: dict[str, str]) -> None:
+    """Starts Ray Serve with all applications; returns before they run. Needs Ray up and no Ray Serve running.
 
     ``http``: host and port. ``proxy``: environment of the HTTP proxy, see ``server.proxy_environment``.
     """
@@ -204,11 +367,14 @@ def deploy(name: str, bundle_uri: str, settings: Serve, http: tuple[str, int], p
     host, port = http
     options = {"runtime_env": {"env_vars": proxy}}
     serve.start(http_options={"host": host, "port": port}, logging_config=_QUIET, controller_options=options)
+    name, settings = f"{MODEL_PREFIX}{bundle.version}", bundle.settings
+    targets = [serve.RunTarget(model_application(bundle.uri, settings), name=name, route_prefix=None)]
+    if arrangement.keeping is not None:
+        histories = history_application(bundle.uri, bundle.version, arrangement.keeping)
+        targets.append(serve.RunTarget(histories, name=HISTORIES, route_prefix=None))
+    ingress = ingress_application(name, settings, bundle.event_names, arrangement)
     serve.run_many(
-        [
-            serve.RunTarget(model_application(bundle_uri, settings), name=name, route_prefix=None),
-            serve.RunTarget(ingress_application(name, settings), name=INGRESS, route_prefix="/"),
-        ],
+        [*targets, serve.RunTarget(ingress, name=INGRESS, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )

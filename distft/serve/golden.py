@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from distft.errors import ArtefactError
 from distft.serve.predictor import Predictor, Query, Recommendation
 from distft.serve.problems import Problem
-from distft.serve.requests import read_request
+from distft.serve.requests import RecommendRequest, read_request
 from distft.storage import Storage
 
 TOLERANCE = 1e-5
@@ -63,7 +63,7 @@ def difference(golden: GoldenRequest, answer: Recommendation) -> str | None:
 
 def first_difference(predictor: Predictor, golden: Sequence[GoldenRequest]) -> str | None:
     """What the first wrong answer to a golden request differs in, or None if all are right."""
-    answers = predictor.recommend([request.query for request in golden])
+    answers = predictor.recommend([request.query for request in golden], exact=True)
     for number, (request, answer) in enumerate(zip(golden, answers, strict=True), start=1):
         found = difference(request, answer)
         if found:
@@ -71,10 +71,22 @@ def first_difference(predictor: Predictor, golden: Sequence[GoldenRequest]) -> s
     return None
 
 
+def answered_as_expected(predictor: Predictor, golden: Sequence[GoldenRequest]) -> GoldenRequest:
+    """The first golden request that the predictor answers right as it serves: an index may miss an item of some.
+
+    Raises ArtefactError if there is none.
+    """
+    for request in golden:
+        if difference(request, predictor.recommend([request.query])[0]) is None:
+            return request
+    what = f"The index finds the whole list of none of {len(golden)} golden requests"
+    raise ArtefactError(what, f"a recall of {predictor.job.serve.index_recall}", "Export the model again.")
+
+
 def _parse(line: bytes, place: str, max_k: int) -> GoldenRequest:
     try:
         value = json.loads(line)
-        query = read_request(json.dumps(value["request"]).encode()).query()
+        query = read_request(json.dumps(value["request"]).encode(), RecommendRequest).query()
         ids, scores = [i["item_id"] for i in value["items"]], [i["score"] for i in value["items"]]
     except (ValueError, KeyError, TypeError, Problem) as error:
         raise ArtefactError(f"{place} is no golden request: {error}", "", "Export the model again.") from error

@@ -11,8 +11,8 @@ Shape legend: B queries, N items, C items of a chunk, K results.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -26,12 +26,16 @@ from distft.errors import ArtefactError, QueryError
 from distft.job import Job
 from distft.jobfile import parse_job
 from distft.models.weights import fill, read_weights
-from distft.ranking import ExcludeSeen, Ranker, excluded_items
+from distft.ranking import DotScores, ExcludeSeen, Ranker, excluded_items
 from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, Histories
+from distft.serve.arrangement import VERSION_CHARS
 from distft.storage import Storage
 from distft.topk import ScoreChunk, top_k
 
-VERSION_CHARS = 12
+if TYPE_CHECKING:
+    from distft.ann import Index
+
+INDEX_FACTS = "index/index.json"
 
 AnswerSource = Literal["model", "popularity"]
 
@@ -42,7 +46,8 @@ class Query:
 
     ``exclude_seen``: None is the rule that the model was evaluated with; True leaves out every item of the history,
     False none. ``filter``: feature name → values, of which an item must have one. ``user``: what is known of the
-    user, feature name → value.
+    user, feature name → value. ``exclude_items``: ids not to recommend. ``kept``: the events were kept by the service,
+    perhaps in the time of another model, so that those of types unknown to this one are left out instead of refused.
     """
 
     events: Sequence[RawEvent]
@@ -50,6 +55,8 @@ class Query:
     exclude_seen: bool | None = None
     filter: Mapping[str, Sequence[str]] | None = None
     user: Mapping[str, str | float] = field(default_factory=dict)
+    exclude_items: tuple[str, ...] = ()
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,9 @@ class EncodedQuery:
 class Predictor:
     """The model of a bundle, ready to answer. Not for several threads at once."""
 
-    def __init__(self, job: Job, encoder: Encoder, ranker: Ranker, version: str) -> None:
+    def __init__(self, job: Job, encoder: Encoder, ranker: Ranker, version: str, index: Index | None = None) -> None:
         self.job = job
+        self.index = index
         self.encoder = encoder
         self.ranker = ranker
         self.version = version
@@ -110,36 +118,84 @@ class Predictor:
         model = job.model.build(encoder.catalog())
         fill(model, read_weights(bundle))
         ranker = Ranker(model, job.model.max_history, encoder)
-        return cls(job, encoder, ranker, manifest.sha256[:VERSION_CHARS])
+        index = None
+        if INDEX_FACTS in manifest.files:
+            from distft.ann import Index  # FAISS is loaded where an index needs it
 
-    def recommend(self, queries: Sequence[Query]) -> list[Recommendation]:
-        """The answer to each query. Raises QueryError for the first that cannot be answered."""
-        return self.answer([self.encode(query) for query in queries])
+            assert ranker.vectors_ND is not None, "only models that rank by products get an index"
+            index = Index.load(bundle, ranker.vectors_ND)
+        return cls(job, encoder, ranker, manifest.sha256[:VERSION_CHARS], index)
+
+    def recommend(self, queries: Sequence[Query], *, exact: bool = False) -> list[Recommendation]:
+        """The answer to each query; ``exact``: without the index. Raises QueryError for the first without answer."""
+        encoded = [self.encode(query) for query in queries]
+        return self.scan(encoded) if exact else self.answer(encoded)
 
     def encode(self, query: Query) -> EncodedQuery:
         """The query as rows. Raises QueryError naming the field that the model cannot follow."""
         if not 1 <= query.k <= self.job.serve.max_k:
             raise QueryError(f"{query.k} items are asked for", f"1 to {self.job.serve.max_k}", "", "k")
-        self._check_events(query.events)
+        names = self.encoder.event_names
+        events = [event for event in query.events if event.event in names] if query.kept else query.events
+        self._check_events(events)
         self._check_user(query.user)
-        histories = self.encoder.encode_events(query.events)
-        excluded = excluded_items(histories, self._exclusion(query.exclude_seen), self.encoder.target_codes)
-        nothing = np.zeros(0, np.int32)
-        return EncodedQuery(
-            histories, query.k, excluded[0] if excluded else nothing, self._kept(query.filter), query.user
-        )
+        histories = self.encoder.encode_events(events)
+        seen = excluded_items(histories, self._exclusion(query.exclude_seen), self.encoder.target_codes)
+        denied = self.encoder.item_rows(query.exclude_items)
+        excluded = np.union1d(seen[0] if seen else denied[:0], denied[denied >= NUM_RESERVED])
+        return EncodedQuery(histories, query.k, excluded.astype(np.int32), self._kept(query.filter), query.user)
+
+    def answer(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
+        """The answer to each encoded query: from the index, where there is one and it serves, or by a scan."""
+        indexed = [self._suits_index(query) for query in queries]
+        parts = {
+            True: iter(self._look_up([query for query, suits in zip(queries, indexed, strict=True) if suits])),
+            False: iter(self.scan([query for query, suits in zip(queries, indexed, strict=True) if not suits])),
+        }
+        return [next(parts[suits]) for suits in indexed]
+
+    def _suits_index(self, query: EncodedQuery) -> bool:
+        """False for what the index was not measured for: longer lists, few of the items, and no history."""
+        index = self.index
+        return index is not None and query.k <= index.facts.k and query.kept_N is None and query.num_events > 0
 
     @torch.inference_mode()
-    def answer(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
-        """The answer to each encoded query, all computed in one forward pass."""
+    def _look_up(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
+        """The best of what the index finds and of the items to which the model adds something, by their own scores."""
         if not queries:
             return []
+        assert self.index is not None
+        scores = self._scores(queries)
+        assert isinstance(scores, DotScores), "only models that rank by products get an index"
+        wanted = max(query.k + len(query.excluded) for query in queries)
+        found_BK = self.index.search(scores.x_BD, wanted)
+        answers = []
+        for number, query in enumerate(queries):
+            own = scores.own_items(number)
+            rows = np.setdiff1d(np.concatenate([found_BK[number], own]), query.excluded)
+            rows_N = torch.from_numpy(rows[rows >= NUM_RESERVED])
+            score_N = scores.of_items(number, rows_N)
+            best_K = torch.sort(score_N, descending=True, stable=True).indices[: query.k]
+            if len(best_K) < min(query.k, self.encoder.num_items - NUM_RESERVED - len(query.excluded)):
+                answers += self.scan([query])
+            else:
+                answers.append(self._recommendation(query, score_N[best_K].numpy(), rows_N[best_K].numpy()))
+        return answers
+
+    def _scores(self, queries: Sequence[EncodedQuery]) -> ScoreChunk:
         histories = ragged.concat([query.histories for query in queries])
         users = None
         if self.job.model.uses_users:
             users = Users.told(self.encoder.user_features, [query.user for query in queries])
             histories = replace(histories, user_row=np.arange(len(queries), dtype=np.int32))
-        scores = self.ranker.scores(histories, users)
+        return self.ranker.scores(histories, users)
+
+    @torch.inference_mode()
+    def scan(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
+        """The answer to each encoded query, all computed in one forward pass over the whole catalogue."""
+        if not queries:
+            return []
+        scores = self._scores(queries)
         k = max(query.k for query in queries)
         excluded = [query.excluded for query in queries]
         scores_BK, rows_BK = top_k(_kept_scores(queries, scores), self.encoder.num_items, k, excluded, len(queries))
@@ -163,6 +219,7 @@ class Predictor:
             "max_history": self.job.model.max_history,
             "max_k": self.job.serve.max_k,
             "exclude_seen": self.job.evaluate.exclude_seen,
+            "index": asdict(self.index.facts) if self.index else None,
         }
 
     def _check_events(self, events: Sequence[RawEvent]) -> None:

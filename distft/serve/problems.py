@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +23,7 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 MAX_FIELD_CHARS = 200
 MAX_MESSAGE_CHARS = 1000
+MAX_FIELD_ERRORS = 20
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,12 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI description says of a route that may answer with these problems."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
 @dataclass(frozen=True)
 class FieldError:
     """A field of the request, as a path such as ``history.3.event``, and what is wrong with it."""
@@ -59,13 +66,19 @@ class Problem(Exception):
     """A request that gets no answer: status, one sentence, the fields at fault, and when to try again."""
 
     def __init__(
-        self, status: int, detail: str, errors: Sequence[FieldError] = (), retry_after_s: int | None = None
+        self,
+        status: int,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, detail, tuple(errors), retry_after_s)
+        super().__init__(status, detail, tuple(errors), retry_after_s, headers)
         self.status = status
         self.detail = detail[:MAX_MESSAGE_CHARS]
         self.errors = tuple(FieldError(e.field[:MAX_FIELD_CHARS], e.message[:MAX_MESSAGE_CHARS]) for e in errors)
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
 
     def response(self, headers: dict[str, str] | None = None) -> Response:
         """The response that tells the client."""
@@ -79,7 +92,10 @@ class Problem(Exception):
             body["errors"] = [asdict(error) for error in self.errors]
         retry = {"Retry-After": str(self.retry_after_s)} if self.retry_after_s is not None else {}
         return Response(
-            json.dumps(body).encode("ascii"), self.status, headers={**(headers or {}), **retry}, media_type=MEDIA_TYPE
+            json.dumps(body).encode("ascii"),
+            self.status,
+            headers={**self.headers, **(headers or {}), **retry},
+            media_type=MEDIA_TYPE,
         )
 
 

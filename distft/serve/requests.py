@@ -11,20 +11,21 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from distft.data.encode import RawEvent
 from distft.serve.predictor import AnswerSource, Query, Recommendation
-from distft.serve.problems import FieldError, Problem
+from distft.serve.problems import MAX_FIELD_ERRORS, FieldError, Problem
 
 MAX_BODY_BYTES = 1 << 20
 MAX_HISTORY_EVENTS = 10_000
+MAX_EXCLUDED_ITEMS = 10_000
 MAX_TEXT_CHARS = 1_000
 MAX_TIME_MS = 253_402_300_799_999  # the end of year 9999
-MAX_FIELD_ERRORS = 20
 
+Request = TypeVar("Request", bound="Body")
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
 
@@ -97,15 +98,23 @@ class HistoryEvent(Body):
     query: Text | None = Field(None, description="the words of a search", examples=["red mug"])
     value: Number | None = Field(None, description="a rating or the like, where the model learnt from it", examples=[4])
 
+    def raw(self) -> RawEvent:
+        """The event as the encoder takes it."""
+        return RawEvent(self.item_id, self.event, self.timestamp, self.query, self.value)
+
 
 class RecommendRequest(Body):
     """Whom to recommend to, and what may be recommended."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    user_id: Text | None = Field(None, description="the shop's own; a request without history gets the popular items")
+    user_id: Text | None = Field(
+        None, description="the shop's own; without 'history' the events that the service has kept of this user count"
+    )
     history: list[HistoryEvent] | None = Field(
-        None, max_length=MAX_HISTORY_EVENTS, description="the user's events; by time if all have one, else as listed"
+        None,
+        max_length=MAX_HISTORY_EVENTS,
+        description="the user's events, and nothing else counts then; by time if all have one, else as listed",
     )
     k: int = Field(10, ge=1, description="items wanted; GET /v1/model tells the largest number")
     exclude_seen: bool | None = Field(
@@ -116,6 +125,9 @@ class RecommendRequest(Body):
         description="keep only the items whose feature has one of the values",
         examples=[{"category": ["kitchen", "garden"]}],
     )
+    exclude_items: list[Text] | None = Field(
+        None, max_length=MAX_EXCLUDED_ITEMS, description="items not to recommend", examples=[["85123A"]]
+    )
     user: dict[Text, Text | Number] = Field(
         default_factory=dict,
         description="what is known of the user: features that GET /v1/model lists, in the shop's own words",
@@ -124,8 +136,9 @@ class RecommendRequest(Body):
 
     def query(self) -> Query:
         """What the predictor is asked."""
-        events = [RawEvent(e.item_id, e.event, e.timestamp, e.query, e.value) for e in self.history or ()]
-        return Query(events, self.k, self.exclude_seen, dict(self.filter) if self.filter else None, self.user)
+        events = [event.raw() for event in self.history or ()]
+        kept = dict(self.filter) if self.filter else None
+        return Query(events, self.k, self.exclude_seen, kept, self.user, tuple(self.exclude_items or ()))
 
 
 class RecommendedItem(BaseModel):
@@ -141,7 +154,7 @@ class RecommendResponse(BaseModel):
     items: list[RecommendedItem]
     model_version: str
     unknown_items: int = Field(description="events of the history whose item the model does not know")
-    source: AnswerSource = Field(description="model, or popularity where nothing is known of the user")
+    source: AnswerSource = Field(description="model, or popularity where the user has no history")
 
     @classmethod
     def of(cls, answer: Recommendation) -> RecommendResponse:
@@ -162,11 +175,11 @@ class Status(BaseModel):
     model_version: str | None = None
 
 
-def read_request(body: bytes) -> RecommendRequest:
+def read_request(body: bytes, kind: type[Request]) -> Request:
     """The request in a body. Raises Problem 400 if it is not JSON, 422 naming each field that is wrong."""
     value = strict_json(body)
     try:
-        return RecommendRequest.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise Problem(422, "The request is not valid.", errors=_field_errors(found)) from None

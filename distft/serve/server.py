@@ -25,13 +25,15 @@ from typing import Any
 
 from distft import cluster
 from distft.errors import ServingError, UsageError
-from distft.jobfile import parse_job
+from distft.serve.arrangement import Options, arranged, check_access, served_bundle
 from distft.serve.golden import FILE as GOLDEN_FILE
 from distft.serve.golden import read_golden
-from distft.serve.predictor import VERSION_CHARS
+from distft.serve.tls import decrypting
 from distft.storage import Storage
 
 DEFAULT_PORT = 8000
+DEFAULTS = Options()
+STATE = "service"
 START_TIMEOUT_S = 180.0
 POLL_S = 0.25
 SETTLED_S = 1.5
@@ -51,12 +53,14 @@ Progress = Callable[[str, int, int], None]
 class Service:
     """A running service.
 
-    ``bundle`` is what it serves; ``folder`` holds the files of its HTTP proxy. ``held`` releases all that it uses.
+    ``bundle`` is what it serves; ``inner_url`` is where this machine reaches it, without TLS; ``folder`` holds the
+    files of its HTTP proxy. ``held`` releases all that it uses.
     """
 
     url: str
     model_version: str
     bundle: Storage
+    inner_url: str
     folder: Path = field(repr=False)
     held: ExitStack = field(repr=False)
 
@@ -68,10 +72,10 @@ class Service:
         """Blocks until the process is interrupted."""
         threading.Event().wait()
 
-    def probe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def probe(self, key: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """The first golden request of the bundle, and the service's answer to it over HTTP. Raises ServingError."""
         request: dict[str, Any] = json.loads(self.bundle.read_bytes(GOLDEN_FILE).splitlines()[0])["request"]
-        body, problem = _call(f"{self.url}/v1/recommend", json.dumps(request).encode())
+        body, problem = _call(f"{self.inner_url}/v1/recommend", json.dumps(request).encode(), key)
         if body is None:
             raise ServingError(f"The service did not answer a golden request: {problem}")
         answer = _json(body)
@@ -82,13 +86,18 @@ class Service:
 
 @contextmanager
 def serving(
-    bundle: str, host: str = "127.0.0.1", port: int = DEFAULT_PORT, progress: Progress | None = None
+    bundle: str,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    progress: Progress | None = None,
+    options: Options = DEFAULTS,
 ) -> Iterator[Service]:
     """Runs the block with the service of a bundle up, on an embedded Ray or the cluster of the environment."""
     check_port(host, port)
+    check_access(host, options)
     Storage(bundle).verified("bundle")
     with cluster.connect():
-        service = start(Storage(bundle), host, port, progress)
+        service = start(Storage(bundle), host, port, progress, options)
         try:
             yield service
         finally:
@@ -96,7 +105,12 @@ def serving(
 
 
 def start(
-    bundle: Storage, host: str, port: int, progress: Progress | None = None, timeout_s: float = START_TIMEOUT_S
+    bundle: Storage,
+    host: str,
+    port: int,
+    progress: Progress | None = None,
+    options: Options = DEFAULTS,
+    timeout_s: float = START_TIMEOUT_S,
 ) -> Service:
     """The service of a bundle, ready; Ray must be up.
 
@@ -108,9 +122,10 @@ def start(
     tell = progress or (lambda *_: None)
     tell("checking the bundle", 0, 3)
     check_port(host, port)
-    version = bundle.verified("bundle").sha256[:VERSION_CHARS]
-    job = parse_job(bundle.read_bytes("job.yaml").decode(), f"{bundle.uri}/job.yaml")
+    check_access(host, options)
+    served, job = served_bundle(bundle)
     read_golden(bundle, job.serve.max_k)
+    arrangement = arranged(job, bundle, options, cluster.num_nodes())
     if app.is_running():
         raise UsageError("Ray Serve runs on this cluster already", "a cluster that serves nothing", "Stop that first.")
     tell("starting Ray Serve", 1, 3)
@@ -118,12 +133,21 @@ def start(
         folder = Path(undo.enter_context(cluster.scratch_folder("distft-")))
         proxy = proxy_environment(folder, undo.enter_context(reserved_ports()))
         undo.callback(_shutdown)
-        app.deploy(f"model-{version}", bundle.uri, job.serve, (_ipv4(host), port), proxy)
+        inner = (_ipv4(host), port) if options.tls is None else ("127.0.0.1", free_port("127.0.0.1"))
+        app.deploy(served, arrangement, inner, proxy)
         tell("loading the model", 2, 3)
-        service = Service(f"http://{_reachable(host)}:{port}", version, bundle, folder, undo)
+        url = f"{'http' if options.tls is None else 'https'}://{_reachable(host)}:{port}"
+        service = Service(url, served.version, bundle, f"http://{_reachable(inner[0])}:{inner[1]}", folder, undo)
         _wait_until_ready(service, timeout_s, app.failures)
+        if options.tls is not None:
+            undo.enter_context(decrypting(options.tls, (_ipv4(host), port), inner[1], folder))
         tell("ready", 3, 3)
         return replace(service, held=undo.pop_all())
+
+
+def default_state(bundle: str) -> str:
+    """Where a service keeps its histories unless it is told: beside the bundle."""
+    return f"{Storage(bundle).uri.rpartition('/')[0]}/{STATE}"
 
 
 def check_port(host: str, port: int) -> None:
@@ -255,7 +279,7 @@ def _wait_until_ready(service: Service, timeout_s: float, failures: Callable[[],
 
 def _not_ready(service: Service) -> str | None:
     """Why the service cannot be told to be up, or None: ready is only what serves this bundle's model."""
-    body, problem = _call(f"{service.url}/readyz")
+    body, problem = _call(f"{service.inner_url}/readyz")
     if body is None:
         return problem
     if _json(body).get("model_version") == service.model_version:
@@ -263,10 +287,11 @@ def _not_ready(service: Service) -> str | None:
     return f"another service answers at {service.url}: {body[:200].decode(errors='replace')}"
 
 
-def _call(url: str, data: bytes | None = None) -> tuple[bytes | None, str]:
-    """(body, "") of a GET (or of a POST of ``data``), or (None, why there is none)."""
+def _call(url: str, data: bytes | None = None, key: str | None = None) -> tuple[bytes | None, str]:
+    """(body, "") of a GET (or of a POST of ``data``) with an API key, or (None, why there is none)."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=ANSWER_TIMEOUT_S) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=ANSWER_TIMEOUT_S) as response:
             return response.read(), ""
     except urllib.error.HTTPError as error:
         body = error.read()

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from distft.data.encode import RawEvent
 from distft.errors import QueryError, ServingError
 from distft.serve import api
+from distft.serve.histories import Histories, Keeping
 from distft.serve.predictor import Predictor, Query, Recommendation
 from distft.serve.problems import FieldError, Problem
 from tests.serve.bodies import BY_HAND, bodies
@@ -23,6 +28,7 @@ class InProcess:
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
+        self.histories: Histories | None = None
         self.failure: Exception | None = None
         self.gate: asyncio.Event | None = None
 
@@ -35,6 +41,24 @@ class InProcess:
             return self.predictor.recommend([query])[0]
         except QueryError as error:
             raise Problem(422, "The request is not valid.", [FieldError(error.field, str(error))]) from error
+
+    async def history(self, user_id: str) -> list[RawEvent]:
+        return await self.histories.events(user_id) if self.histories else []
+
+    def check_events(self, events: Sequence[RawEvent]) -> None:
+        if self.histories is None:
+            raise Problem(404, "This service keeps no histories.")
+        for index, event in enumerate(events):
+            if event.event not in self.predictor.encoder.event_names:
+                raise Problem(422, "The request is not valid.", [FieldError(f"events.{index}.event", "unknown")])
+
+    async def remember(self, user_id: str, events: Sequence[RawEvent]) -> int:
+        assert self.histories
+        return await self.histories.add(user_id, events)
+
+    async def forget(self, user_id: str) -> int:
+        assert self.histories
+        return await self.histories.forget(user_id)
 
     async def describe(self) -> dict[str, Any]:
         return self.predictor.describe()
@@ -78,6 +102,77 @@ def test_recommendations_are_the_predictors(client: Client, predictor: Predictor
     assert [item["score"] for item in body["items"]] == expected.scores
     assert body["model_version"] == predictor.version
     assert (body["unknown_items"], body["source"]) == (0, "model")
+
+
+@pytest.fixture
+def keeping(client: Client, tmp_path: Path) -> Iterator[Client]:
+    """A client of a service that keeps histories."""
+    histories = Histories(Keeping("embedded", str(tmp_path), "tiny", 100))
+    client.backend.histories = histories
+    yield client
+    asyncio.run(histories.close())
+
+
+def test_what_was_told_of_a_user_is_the_history(keeping: Client, predictor: Predictor, tmp_path: Path) -> None:
+    history = events(5, 12)
+    told = {"user_id": "somebody/ü", "events": as_json(history)}
+    assert keeping("POST", "/v1/events", json=told).json() == {"accepted": 12, "duplicates": 0}
+    assert keeping("POST", "/v1/events", json=told).json() == {"accepted": 0, "duplicates": 12}
+    explicit = keeping.recommend(history=as_json(history), k=7).json()
+    assert keeping.recommend(user_id="somebody/ü", k=7).json() == explicit
+    assert keeping.recommend(user_id="somebody/ü", history=[], k=7).json()["source"] == "popularity"
+    assert keeping.recommend(user_id="another").json()["source"] == "popularity"
+    assert asyncio.run(keeping.backend.histories.flush()) == 12
+    (log,) = (tmp_path / "log").iterdir()
+    assert [json.loads(line)["user_id"] for line in log.read_text().splitlines()] == ["somebody/ü"] * 12
+    forgotten = keeping("DELETE", "/v1/users/somebody%2F%C3%BC")
+    assert (forgotten.status_code, forgotten.json()) == (200, {"forgotten_events": 12})
+    assert keeping.recommend(user_id="somebody/ü").json()["source"] == "popularity" and not log.read_text()
+
+
+def test_an_event_without_a_time_gets_that_of_its_arrival(keeping: Client) -> None:
+    before = int(time.time() * 1000)
+    body = {"user_id": "u", "events": [{"event": "view", "item_id": "i1"}]}
+    assert keeping("POST", "/v1/events", json=body).status_code == 200
+    (event,) = asyncio.run(keeping.backend.history("u"))
+    assert before <= event.time_ms <= int(time.time() * 1000)
+
+
+@pytest.mark.parametrize(
+    ("event", "field"),
+    [
+        ({"event": "gone", "item_id": "i1"}, "events.0.event"),
+        ({"event": "view"}, "events.0.item_id"),
+        ({"event": "search"}, "events.0.query"),
+        ({"event": "view", "item_id": ""}, "events.0.item_id"),
+        ({"event": "view", "item_id": "i1", "timestamp": "9999-01-01"}, "events.0.timestamp"),
+        ({"event": "view", "item_id": "i1", "when": 1}, "events.0.when"),
+    ],
+)
+def test_events_that_no_history_can_hold_are_named(keeping: Client, event: dict[str, Any], field: str) -> None:
+    response = keeping("POST", "/v1/events", json={"user_id": "u", "events": [event]})
+    assert response.status_code == 422 and response.json()["errors"][0]["field"] == field
+    assert asyncio.run(keeping.backend.history("u")) == []
+
+
+def test_a_service_that_keeps_no_histories_says_so(client: Client) -> None:
+    body = {"user_id": "u", "events": [{"event": "view", "item_id": "i1"}]}
+    assert client("POST", "/v1/events", json=body).status_code == 404
+
+
+def test_items_can_be_ruled_out_one_by_one(client: Client) -> None:
+    history = as_json(events(5, 12))
+    first = [item["item_id"] for item in client.recommend(history=history, k=20).json()["items"]]
+    fewer = client.recommend(history=history, k=10, exclude_items=[*first[:3], "nothing", first[5]]).json()
+    assert [item["item_id"] for item in fewer["items"]] == [*first[3:5], *first[6:14]]
+
+
+def test_kept_events_of_another_models_types_are_left_out(predictor: Predictor) -> None:
+    history = events(5, 12)
+    strange = [RawEvent("i1", "wished", 1), *history]
+    assert predictor.recommend([Query(strange, 7, kept=True)]) == predictor.recommend([Query(history, 7)])
+    with pytest.raises(QueryError):
+        predictor.recommend([Query(strange, 7)])
 
 
 @pytest.mark.parametrize("body", [{}, {"user_id": "somebody"}, {"history": []}])
@@ -179,7 +274,14 @@ def test_more_requests_than_the_bound_are_told_to_come_again(client: Client, mon
 
 def test_the_description_covers_the_contract(client: Client) -> None:
     description = client("GET", "/openapi.json").json()
-    assert set(description["paths"]) == {"/v1/recommend", "/v1/model", "/healthz", "/readyz"}
+    assert set(description["paths"]) == {
+        "/v1/recommend",
+        "/v1/events",
+        "/v1/users/{user_id}",
+        "/v1/model",
+        "/healthz",
+        "/readyz",
+    }
     body = description["paths"]["/v1/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     schemas = description["components"]["schemas"]
     assert body["$ref"].rsplit("/", 1)[1] in schemas

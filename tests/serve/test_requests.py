@@ -7,12 +7,12 @@ import pytest
 
 from distft.data.encode import RawEvent
 from distft.serve.problems import Problem
-from distft.serve.requests import MAX_TIME_MS, read_request, time_ms
+from distft.serve.requests import MAX_TIME_MS, RecommendRequest, read_request, time_ms
 
 
 def refused(body: bytes | dict[str, Any]) -> Problem:
     with pytest.raises(Problem) as caught:
-        read_request(body if isinstance(body, bytes) else json.dumps(body).encode())
+        read_request(body if isinstance(body, bytes) else json.dumps(body).encode(), RecommendRequest)
     return caught.value
 
 
@@ -27,10 +27,10 @@ def test_a_full_request_becomes_a_query() -> None:
         "exclude_seen": False,
         "filter": {"category": ["x", "y"]},
     }
-    query = read_request(json.dumps(body).encode()).query()
+    query = read_request(json.dumps(body).encode(), RecommendRequest).query()
     assert list(query.events) == [RawEvent("a", "view", 5), RawEvent(None, "search", 1000, "red mug")]
     assert (query.k, query.exclude_seen, query.filter) == (3, False, {"category": ["x", "y"]})
-    empty = read_request(b"{}").query()
+    empty = read_request(b"{}", RecommendRequest).query()
     assert (list(empty.events), empty.k, empty.exclude_seen, empty.filter) == ([], 10, None, None)
 
 

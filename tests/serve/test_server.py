@@ -46,6 +46,11 @@ def test_a_damaged_bundle_is_named_before_anything_starts(tmp_path: Path) -> Non
         server.start(bundle, "127.0.0.1", server.free_port("127.0.0.1"))
 
 
+def test_without_keys_only_this_machine_is_answered(bundle: Storage) -> None:
+    with pytest.raises(UsageError, match=r"Without API keys.*0\.0\.0\.0.*--keys FILE"):
+        server.start(bundle, "0.0.0.0", server.free_port("0.0.0.0"))
+
+
 def test_two_proxies_share_neither_files_nor_ports(tmp_path: Path) -> None:
     with server.reserved_ports() as ours, server.reserved_ports() as theirs:
         assert len(ours) == len(theirs) == server.NUM_PORTS and not set(ours) & set(theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,8 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from distft.errors import UsageError
+from distft.errors import ServingError, UsageError
 from distft.serve import server
+from distft.serve.arrangement import Options
+from distft.serve.keys import add_key
 from distft.serve.predictor import Predictor, Query
 from distft.serve.server import Service
 from distft.storage import Storage
@@ -25,32 +28,53 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def service(ray_session: object, bundle: Storage) -> Iterator[Service]:
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def key(state: Path) -> str:
+    return add_key(str(state / "keys.json"), "tests")
+
+
+@pytest.fixture(scope="module")
+def kept() -> set[str]:
+    """Users that a test has told of and not forgotten."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def service(ray_session: object, bundle: Storage, state: Path, key: str, kept: set[str]) -> Iterator[Service]:
     steps: list[tuple[str, int, int]] = []
-    running = server.start(bundle, "127.0.0.1", server.free_port("127.0.0.1"), lambda *step: steps.append(step))
+    options = Options(state=str(state), keys=str(state / "keys.json"), request_log=str(state / "requests.jsonl"))
+    running = server.start(
+        bundle, "127.0.0.1", server.free_port("127.0.0.1"), lambda *step: steps.append(step), options
+    )
     try:
         assert [done for _, done, _ in steps] == [0, 1, 2, 3]
         yield running
     finally:
         running.stop()
+        logged = [json.loads(line) for file in (state / "log").glob("*") for line in file.read_text().splitlines()]
+        assert {line["user_id"] for line in logged} == kept, "what waited was written when the service ended"
         assert not running.folder.exists()
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{running.url}/healthz", timeout=2)
 
 
 @pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.url, timeout=30) as http:
+def client(service: Service, key: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, timeout=30, headers={"authorization": f"Bearer {key}"}) as http:
         yield http
 
 
-def test_it_says_what_it_serves(service: Service, client: httpx.Client, predictor: Predictor) -> None:
+def test_it_says_what_it_serves(service: Service, client: httpx.Client, predictor: Predictor, key: str) -> None:
     assert client.get("/readyz").json() == {"status": "ready", "model_version": service.model_version}
     assert client.get("/healthz").status_code == 200
     assert client.get("/v1/model").json() == predictor.describe()
     assert "/v1/recommend" in client.get("/openapi.json").json()["paths"]
     assert client.get("/docs").status_code == 200
-    request, answer = service.probe()
+    request, answer = service.probe(key)
     assert request["history"] and len(answer["items"]) == 10
 
 
@@ -65,7 +89,7 @@ def test_served_scores_are_the_predictors_in_whatever_batch(client: httpx.Client
         body = {"history": as_json(list(query.events)), "k": query.k, "filter": query.filter}
         return client.post("/v1/recommend", json={**body, "exclude_seen": query.exclude_seen})
 
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(8) as pool:  # as many as this small a batch lets in
         responses = list(pool.map(ask, queries))
     for query, response in zip(queries, responses, strict=True):
         expected = predictor.recommend([query])[0]
@@ -114,6 +138,37 @@ def test_raw_bytes_that_are_hardly_http(service: Service, client: httpx.Client) 
             connection.shutdown(socket.SHUT_WR)
             assert b" 500 " not in connection.recv(4096).split(b"\r\n")[0]
     assert client.get("/readyz").status_code == 200
+
+
+def test_histories_are_kept_and_forgotten(client: httpx.Client, predictor: Predictor, kept: set[str]) -> None:
+    history = events(3, 20)
+    kept.add("kept")
+    for user in ("kept", "gone"):
+        told = {"user_id": user, "events": as_json(history)}
+        assert client.post("/v1/events", json=told).json() == {"accepted": 20, "duplicates": 0}
+        answer = client.post("/v1/recommend", json={"user_id": user}).json()
+        assert [item["item_id"] for item in answer["items"]] == predictor.recommend([Query(history)])[0].item_ids
+    assert client.delete("/v1/users/gone").json() == {"forgotten_events": 20}
+    assert client.post("/v1/recommend", json={"user_id": "gone"}).json()["source"] == "popularity"
+    wished = {"user_id": "x", "events": [{"event": "wished", "item_id": "i1"}]}
+    assert client.post("/v1/events", json=wished).json()["errors"] == [
+        {
+            "field": "events.0.event",
+            "message": "'wished' is no event type of this service: view, cart, purchase, search",
+        }
+    ]
+
+
+def test_strangers_are_not_answered_and_nobody_is_logged(service: Service, client: httpx.Client, state: Path) -> None:
+    with pytest.raises(ServingError, match="API key is needed"):
+        service.probe()
+    response = httpx.post(f"{service.url}/v1/recommend", json={"user_id": "kept"})
+    assert response.status_code == 401 and response.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/v1/model", headers={"x-request-id": "find-me"}).headers["x-request-id"] == "find-me"
+    deadline = time.monotonic() + 5  # the line is written when the answer has gone
+    while '"find-me"' not in (text := (state / "requests.jsonl").read_text()):
+        assert time.monotonic() < deadline
+    assert "kept" not in text
 
 
 def test_a_second_service_on_the_cluster_is_refused(service: Service, bundle: Storage) -> None:

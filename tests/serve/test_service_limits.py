@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -19,8 +21,12 @@ import pytest
 from distft import cluster
 from distft.errors import ServingError
 from distft.serve import app, server
+from distft.serve.arrangement import Options
+from distft.serve.keys import add_key
+from distft.serve.tls import Certificate
 from distft.storage import Storage
-from tests.serve.bundles import write_bundle
+from tests.serve.bundles import as_json, events, write_bundle
+from tests.serve.stores import redis_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 
@@ -64,9 +70,9 @@ def test_more_requests_than_may_wait_are_told_to_come_again(
         assert response.headers["content-type"] == "application/problem+json"
 
 
-def serve(bundle: Storage) -> subprocess.Popen[str]:
+def serve(bundle: Storage, *options: str) -> subprocess.Popen[str]:
     port = str(server.free_port("127.0.0.1"))
-    command = [sys.executable, "-m", "distft", "serve", bundle.uri, "--port", port]
+    command = [sys.executable, "-m", "distft", "serve", bundle.uri, "--port", port, *(options or ("--no-auth",))]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -79,6 +85,44 @@ def started(process: subprocess.Popen[str]) -> tuple[str, str]:
         if found := re.match(r"serving (\w+) at (\S+)", line):
             return found[1], found[2]
     raise AssertionError("".join(said))
+
+
+def test_a_service_in_a_hostile_network(files: Certificate, tmp_path: Path) -> None:
+    """HTTPS, a key, and a kill of everything: what was accepted is there when it starts again, once."""
+    bundle = write_bundle(Storage(tmp_path))
+    keys = str(tmp_path / "keys.json")
+    key = add_key(keys, "shop")
+    options = ("--tls-cert", files.certificate, "--tls-key", files.key, "--keys", keys)
+    trust = ssl.create_default_context(cafile=files.certificate)
+    told = {"user_id": "anna", "events": as_json(events(2, 15))}
+    for accepted in (15, 0):
+        with serve(bundle, *options) as process:
+            _, url = started(process)
+            assert url.startswith("https://127.0.0.1:")
+            with httpx.Client(base_url=url, verify=trust, timeout=60) as http:
+                assert http.post("/v1/events", json=told).status_code == 401
+                http.headers["authorization"] = f"Bearer {key}"
+                answer = http.post("/v1/events", json=told)
+                assert answer.json() == {"accepted": accepted, "duplicates": 15 - accepted}
+                assert "max-age" in answer.headers["strict-transport-security"]
+                assert http.post("/v1/recommend", json={"user_id": "anna"}).json()["source"] == "model"
+            process.kill()
+            process.communicate(timeout=60)
+        deadline = time.monotonic() + 60
+        while _is_answering(url):
+            assert time.monotonic() < deadline, "HTTPS outlived its service"
+            time.sleep(0.2)
+        time.sleep(5)  # for the rest of a killed Ray to end
+    log = [line for file in (tmp_path / "service" / "log").iterdir() for line in file.read_text().splitlines()]
+    assert len(log) == 15 and all('"user_id": "anna"' in line for line in log)
+
+
+def _is_answering(url: str) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def replicas_below(pid: int, name: str) -> list[psutil.Process]:
@@ -133,3 +177,21 @@ def test_a_killed_service_leaves_neither_its_port_nor_its_files(tmp_path: Path) 
         assert time.monotonic() < deadline
         time.sleep(0.5)
     server.check_port("127.0.0.1", int(url.rsplit(":", 1)[1]))
+
+
+def test_histories_in_a_redis_server(ray_session: object, tmp_path: Path) -> None:
+    """They outlive the service and its machine: the next service, with another state, has them."""
+    bundle, told = write_bundle(Storage(tmp_path)), {"user_id": "anna", "events": as_json(events(2, 15))}
+    (tmp_path / "redis").mkdir()
+    with redis_server(tmp_path / "redis") as url:
+        for accepted, state in ((15, "first"), (0, "second")):
+            options = Options(history=url, state=str(tmp_path / state))
+            service = server.start(bundle, "127.0.0.1", server.free_port("127.0.0.1"), options=options)
+            try:
+                with httpx.Client(base_url=service.url, timeout=60) as http:
+                    assert http.post("/v1/events", json=told).json()["accepted"] == accepted
+                    assert http.post("/v1/recommend", json={"user_id": "anna"}).json()["source"] == "model"
+            finally:
+                service.stop()
+        (log,) = (tmp_path / "first" / "log").iterdir()
+        assert len(log.read_text().splitlines()) == 15 and not (tmp_path / "second" / "log").exists()
