@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import FrameType
 from typing import Any
@@ -45,12 +45,64 @@ SERVE = {
 """Environment of the processes of Ray Serve: see docs/decisions/0006-serving-route.md."""
 
 OBJECT_STORE_BYTES = 512 * 1024**2
+NODE_TIMEOUT_S = 120.0
+"""A node that has not answered by then: the first task starts a worker and imports torch."""
 LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def is_remote() -> bool:
     """True where the environment names a cluster, as it does in a submitted job."""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def num_nodes() -> int:
+    """Nodes of the cluster that are alive; Ray must be up."""
+    import ray
+
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+def nodes() -> dict[str, dict[str, Any]]:
+    """What Ray tells of nodes that are alive, by address (with the id's beginning where two have the same)."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    addresses = [node["NodeManagerAddress"] for node in alive]
+    return {
+        node["NodeManagerAddress"]
+        if addresses.count(node["NodeManagerAddress"]) == 1
+        else f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": node
+        for node in alive
+    }
+
+
+def on_each(
+    nodes: Mapping[str, Mapping[str, Any]],
+    function: Callable[..., Any],
+    arguments: Mapping[str, tuple[Any, ...]],
+    timeout_s: float = NODE_TIMEOUT_S,
+) -> dict[str, Any]:
+    """What the function gives on each node, run there in a process of Ray's; or the text of what went wrong."""
+    import ray
+    import ray.exceptions
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    waiting = {}
+    for name, node in nodes.items():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(function)
+        waiting[name] = task.remote(*arguments[name])
+    ray.wait(list(waiting.values()), num_returns=len(waiting), timeout=timeout_s)
+    answers: dict[str, Any] = {}
+    for name, reference in waiting.items():
+        try:
+            answers[name] = ray.get(reference, timeout=0)
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(reference, force=True)
+            answers[name] = f"no answer in {timeout_s:.0f} s"
+        except (ray.exceptions.RayError, ImportError) as error:
+            answers[name] = str(error).strip().splitlines()[-1]
+    return answers
 
 
 @contextmanager
