@@ -15,7 +15,7 @@ CANDIDATES := $(if $(PYTHON),'$(PYTHON)',python3 python3.13 python3.12 python3.1
 SUITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test proof check lint format clean again
+.PHONY: help run serve test proof check lint format k8s sbom clean again
 
 help:
 	@echo 'make run      a small job on a made-up shop, from event logs to one answer of the service'
@@ -24,6 +24,8 @@ help:
 	@echo 'make proof    slow proofs: kills, many ranks, a browser; below 50 minutes (ARGS=...)'
 	@echo 'make check    lint, format and types, without changing anything'
 	@echo 'make format   format the code and mend what lint can mend'
+	@echo 'make k8s      write the Kubernetes objects of the shipped jobs into k8s/ (after a change of either)'
+	@echo 'make sbom     list what an installation holds, as CycloneDX: sbom.json'
 	@echo 'make clean    remove .venv, caches and runs/quickstart'
 
 run: $(STAMP)
@@ -33,7 +35,7 @@ run: $(STAMP)
 serve: $(STAMP)
 	@test -f $(RUN)/bundle/manifest.json || { echo 'There is no bundle yet: running $(JOB) first.'; \
 		$(BIN)/distft run $(JOB); }
-	$(BIN)/distft serve $(RUN)/bundle --port $(PORT)
+	$(BIN)/distft serve $(RUN)/bundle --port $(PORT) --no-auth
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not proof' $(ARGS)
@@ -51,6 +53,20 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
+
+k8s: $(STAMP)
+	@for job in jobs/*.yaml; do $(BIN)/distft k8s render "$$job" --in-image "/app/$$job" --suspended > "k8s/base/$$job"; done
+	@{ sed '/^resources:/q' k8s/base/jobs/kustomization.yaml; ls jobs | sed 's/^/  - /'; } > k8s/base/jobs/.new
+	@mv k8s/base/jobs/.new k8s/base/jobs/kustomization.yaml
+	$(BIN)/distft k8s render $(JOB) --kind service --suspended > k8s/base/service.yaml
+	$(BIN)/distft k8s render $(JOB) --kind cron --schedule '0 2 * * *' --in-image /app/$(JOB) > k8s/overlays/alpha/nightly.yaml
+
+# In an environment of its own: what lists an installation must not be part of it.
+sbom: $(STAMP)
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(BIN)/python -m venv "$$dir" && \
+		"$$dir/bin/pip" install --disable-pip-version-check -q -c constraints.txt cyclonedx-bom && \
+		"$$dir/bin/cyclonedx-py" environment --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json $(BIN)/python
+	@echo 'sbom.json'
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis $(RUN)
