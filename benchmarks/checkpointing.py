@@ -34,9 +34,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for the processes and the batches that the tests use too
 
 from distft.data.collate import train_batch  # noqa: E402
-from distft.job import Checkpoint as Rules  # noqa: E402
 from distft.jobfile import load_job  # noqa: E402
 from distft.schema import NUM_RESERVED, Batch, Catalog, Histories  # noqa: E402
+from distft.sections.train import Checkpoint as Rules  # noqa: E402
 from distft.storage import Storage  # noqa: E402
 from distft.train.checkpoint import FOLDER, Progress, committed  # noqa: E402
 from distft.train.engine import Engine  # noqa: E402
@@ -51,10 +51,10 @@ NUM_ITEMS, STEPS, ROUNDS = 100_000, 50, 3
 WAYS = ("none", "asynchronous", "waited for")
 
 
-def drawn_batch(rows: int, length: int, seed: int) -> Batch:
+def drawn_batch(rows: int, length: int, seed: int, num_items: int = NUM_ITEMS) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     events = rows * length
-    items = torch.randint(NUM_RESERVED, NUM_ITEMS, (events,), generator=draw).numpy()
+    items = torch.randint(NUM_RESERVED, num_items, (events,), generator=draw).numpy()
     histories = Histories(
         offsets=(torch.arange(rows + 1) * length).numpy(),
         item_row=items.astype("int32"),

@@ -43,7 +43,7 @@ from distft.schema import PAD, Batch  # noqa: E402
 from distft.storage import Storage  # noqa: E402
 from distft.train.journal import read_lines  # noqa: E402
 from distft.train.loop import Loop  # noqa: E402
-from distft.train.settings import build_optimizer, learning_rate  # noqa: E402
+from distft.train.settings import ParameterGroup, build_optimizer, learning_rate  # noqa: E402
 from distft.train.step import Step  # noqa: E402
 from tests.train.ranks import group, run_ranks  # noqa: E402
 
@@ -102,7 +102,7 @@ class Bare:
         self.module = Step(model, job.loss.build(catalog, model.state_dim)).to(device)
         if job.train.precision == "bf16":
             self.module = self.module.bfloat16()
-        self.optimizer = build_optimizer(job.train, list(self.module.parameters()))
+        self.optimizer = build_optimizer(job.train, [ParameterGroup(list(self.module.parameters()))])
         self.world_size = dist.get_world_size()
         self.wrapped = DistributedDataParallel(self.module) if self.world_size > 1 else self.module
         self.steps = [ours._step_batches(0, step) for step in range(ours.reader.steps_per_epoch)]
