@@ -32,7 +32,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+keys_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+k8s_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys_app, name="keys", help="API keys of a service: make, list, revoke.")
+jobs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(jobs_app, name="jobs", help="Jobs on a cluster: list them, read their logs, stop one.")
 app.add_typer(data_app, name="data", help="Data sets: list them, fetch one, or make one up.")
+app.add_typer(k8s_app, name="k8s", help="Kubernetes: the objects of a job, for KubeRay.")
 
 JobPath = Annotated[str, typer.Argument(metavar="JOB", help="job file (YAML)")]
 BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="bundle folder or URI")]
@@ -44,7 +50,11 @@ Against = Annotated[
     str | None, typer.Option("--against", metavar="BUNDLE", help="compare with the model of a bundle, target by target")
 ]
 From = Annotated[str | None, typer.Option("--from", metavar="train|finetune|PATH", help="which model")]
-
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="URL", show_default="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard"),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="id of a submitted job, or the name of the job: its newest")]
 
 INTERRUPTED = "Interrupted. What was finished is kept: the same command continues from there."
 
@@ -108,7 +118,7 @@ def _load(path: str, overrides: list[str] | None, storage: str | None) -> Any:
 
 def _place(option: str, text: str) -> str:
     """A folder or URI as given with an option: an empty one, from a variable that is not set, would be the root."""
-    from distft.job import checked_storage
+    from distft.sections.values import checked_storage
 
     try:
         return checked_storage(text)
@@ -187,6 +197,32 @@ def train(
 
 
 @app.command()
+def finetune(
+    job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False, force: Force = False
+) -> None:
+    """Adapt a trained model: freeze layers, train the rest; continues where it stopped."""
+    with _session(json) as terminal:
+        loaded = _load(job, set_, storage)
+        if loaded.finetune is None:
+            raise UsageError(f"{job} has no section finetune", "one with its key 'from'", "Add it.")
+        summary = _run(terminal, loaded, ("finetune",), force)["finetune"]
+        terminal.training(summary)
+        terminal.result(summary)
+
+
+@app.command()
+def tune(
+    job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False, force: Force = False
+) -> None:
+    """Search learning rate, batch size or other keys with Ray Tune; continues where it stopped."""
+    with _session(json) as terminal:
+        loaded = _load(job, set_, storage)
+        summary = _run(terminal, loaded, ("tune",), force)["tune"]
+        terminal.tuning(loaded.storage, summary)
+        terminal.result(summary)
+
+
+@app.command()
 def evaluate(  # noqa: PLR0913  one parameter an option
     job: JobPath,
     set_: Overrides = None,
@@ -195,14 +231,50 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     force: Force = False,
     from_: From = None,
     against: Against = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="replay the test users through a running service instead")
+    ] = None,
+    key_file: Annotated[
+        str | None, typer.Option("--key-file", metavar="FILE", help="holds the API key for --endpoint")
+    ] = None,
+    ca_file: Annotated[
+        str | None, typer.Option("--ca-file", metavar="FILE", help="certificate authority of --endpoint")
+    ] = None,
 ) -> None:
     """Score the test split: report/metrics.json and report/index.html."""
     with _session(json) as terminal:
         loaded = _load(job, set_, storage)
+        if endpoint is not None:
+            _replay(terminal, loaded, endpoint, from_, (key_file, ca_file))
+            return
         other = None if against is None else _place("--against", against)
         metrics = _run(terminal, loaded, ("evaluate",), force, from_, other)["evaluate"]
         terminal.evaluation(loaded, metrics)
         terminal.result(metrics)
+
+
+def _replay(terminal: Terminal, job: Any, url: str, from_: str | None, files: tuple[str | None, str | None]) -> None:
+    from distft.errors import ServingError
+    from distft.pipeline import Context, replay
+    from distft.storage import Storage
+
+    key_file, ca_file = files
+    key = _read_key(key_file) if key_file else None
+    with terminal.watching() as watcher:
+        result = replay(Context(job, Storage(job.storage), watcher, from_=from_), url, key, ca_file)
+    terminal.replayed(result)
+    if not result["passed"]:
+        error = ServingError(f"{url} does not rank as the model was evaluated", "", "Serve the bundle of this job.")
+        error.details = result
+        raise error
+    terminal.result(result)
+
+
+def _read_key(file: str) -> str:
+    from distft.storage import Storage
+
+    folder, name = os.path.split(os.path.abspath(file))
+    return Storage(folder).read_bytes(name).decode(errors="replace").strip()
 
 
 @app.command()
@@ -232,8 +304,11 @@ def run(
         summaries = _run(terminal, loaded, loaded.stages, force)
         if "prepare" in summaries:
             terminal.dataset(loaded.storage)
-        if "train" in summaries:
-            terminal.training(summaries["train"])
+        if "tune" in summaries:
+            terminal.tuning(loaded.storage, summaries["tune"])
+        for stage in ("train", "finetune"):
+            if stage in summaries:
+                terminal.training(summaries[stage])
         if "evaluate" in summaries:
             terminal.evaluation(loaded, summaries["evaluate"])
         if "export" in summaries:
@@ -242,7 +317,137 @@ def run(
 
 
 @app.command()
-def serve(
+def submit(  # noqa: PLR0913  one parameter an option
+    job: JobPath,
+    set_: Overrides = None,
+    storage: StorageUri = None,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="show its log, and end with its exit code")] = False,
+    working_dir: Annotated[
+        str, typer.Option("--working-dir", metavar="DIR", help="what the cluster gets a copy of, without its data")
+    ] = ".",
+    json: AsJson = False,
+) -> None:
+    """Run a job on a cluster: what 'run' does here, there. The same command again continues it."""
+    with _session(json) as terminal:
+        from pathlib import Path
+
+        from distft.submit import Jobs, words_of
+
+        loaded, folder = _load(job, set_, storage), Path(working_dir)
+        jobs = Jobs(address)
+        id_ = jobs.submit(loaded, words_of(job, folder, set_ or (), storage), folder)
+        terminal.say(f"submitted {id_} to {jobs.address}   (distft jobs logs {id_} --follow)")
+        if follow:
+            _follow(terminal, jobs, id_)
+        else:
+            terminal.result({"id": id_})
+
+
+def _follow(terminal: Terminal, jobs: Any, id_: str) -> None:
+    """Shows what a job says until it ends; then this command ends as the job did."""
+    from distft.submit import exit_code
+
+    try:
+        ended = jobs.follow(id_, terminal.pass_on)
+    except KeyboardInterrupt:
+        terminal.say(f"The job goes on. Follow it with 'distft jobs logs {id_} --follow', end it with 'jobs stop'.")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    code = exit_code(ended)
+    terminal.say(f"{id_}: {ended.status.lower()}, exit code {code}" + (f": {ended.message}" if code else ""))
+    terminal.result(ended.to_json())
+    if code:
+        raise typer.Exit(code)
+
+
+@jobs_app.command("list")
+def jobs_list(address: Address = None, json: AsJson = False) -> None:
+    """List the jobs that were submitted to a cluster."""
+    with _session(json) as terminal:
+        from distft.submit import Jobs
+
+        found = Jobs(address).all()
+        if found:
+            terminal.jobs(found)
+        terminal.result({"jobs": [one.to_json() for one in found]})
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    job: JobId,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="until it ends; this ends with its exit code")] = False,
+    json: AsJson = False,
+) -> None:
+    """Show what a job has said."""
+    with _session(json) as terminal:
+        from distft.submit import Jobs
+
+        jobs = Jobs(address)
+        found = jobs.find(job)
+        if follow:
+            _follow(terminal, jobs, found.id)
+        else:
+            terminal.pass_on(jobs.logs(found.id))
+            terminal.result(found.to_json())
+
+
+@jobs_app.command("stop")
+def jobs_stop(job: JobId, address: Address = None, json: AsJson = False) -> None:
+    """Stop a job; what it finished is kept, and submitting it again continues."""
+    with _session(json) as terminal:
+        from distft.submit import Jobs
+
+        jobs = Jobs(address)
+        found = jobs.find(job)
+        stopped = jobs.stop(found.id)
+        terminal.say(f"{found.id} is asked to end" if stopped else f"{found.id} has ended already")
+        terminal.result({**found.to_json(), "stopped": stopped})
+
+
+@app.command()
+def doctor(
+    storage: StorageUri = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port that will serve")] = 8000,
+    json: AsJson = False,
+) -> None:
+    """Check this machine, or every node of the cluster that RAY_ADDRESS names, and say what to mend."""
+    with _session(json, "Interrupted.") as terminal:
+        from distft.doctor import examine, to_json
+
+        found = to_json(examine(None if storage is None else _place("--storage", storage), port))
+        terminal.findings(found["findings"])
+        terminal.result(found)
+        if found["state"] == "error":
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def chaos(  # noqa: PLR0913  one parameter an option
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="the folder train/ of a training that runs")],
+    kill: Annotated[str, typer.Option(metavar="KINDS", help="some of worker,node,gcs,replica, in turn")] = "worker",
+    every: Annotated[float, typer.Option(min=1, metavar="S", help="seconds from kill to kill")] = 120,
+    for_: Annotated[float, typer.Option("--for", min=1, metavar="S", help="seconds in all")] = 1800,
+    seed: Annotated[int, typer.Option(help="of the choice among processes")] = 0,
+    url: Annotated[str | None, typer.Option(help="a service that is asked meanwhile")] = None,
+    key_file: Annotated[str | None, typer.Option("--key-file", metavar="FILE", help="holds its API key")] = None,
+    json: AsJson = False,
+) -> None:
+    """For development: kill parts of a cluster on a schedule, and tell what got done all the same."""
+    with _session(json) as terminal:
+        from distft.chaos import Schedule, disturb
+        from distft.storage import Storage
+
+        where = Storage(_place("FOLDER", folder))
+        key = _read_key(key_file) if key_file else ""
+        service = None if url is None else (url, key, {"history": [], "k": 3})
+        report = disturb(where, Schedule(kill.split(","), every, for_, seed), terminal.say, service)
+        terminal.chaos(report)
+        terminal.result(report)
+
+
+@app.command()
+def serve(  # noqa: PLR0913  one parameter an option
     bundle: BundlePath,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, show_default="8000; with --probe any free one", help="HTTP port")
@@ -251,26 +456,169 @@ def serve(
     probe: Annotated[
         bool, typer.Option("--probe", help="answer one request of the bundle over HTTP, then stop")
     ] = False,
+    history: Annotated[
+        str | None, typer.Option(metavar="embedded|none|redis://…", help="in the place of the job's serve.history")
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", show_default="service/ beside the bundle", help="for histories and the event log"),
+    ] = None,
+    pseudonym_key: Annotated[
+        str | None, typer.Option("--pseudonym-key", metavar="FILE", help="key of data.pseudonyms, where it lies here")
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", show_default="one key, made and shown at the start", help="file of API keys"),
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="answer without API keys; on loopback alone")] = False,
+    tls_cert: Annotated[
+        str | None, typer.Option("--tls-cert", metavar="FILE", help="HTTPS with this certificate (PEM)")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="its private key (PEM)")] = None,
+    request_log: Annotated[
+        str | None, typer.Option("--request-log", metavar="FILE", help="write a line for every request")
+    ] = None,
+    log_users: Annotated[bool, typer.Option("--log-users", help="the request log may name users")] = False,
     json: AsJson = False,
 ) -> None:
     """Serve a bundle over HTTP with Ray Serve until interrupted."""
     with _session(json, "Stopped.") as terminal, ExitStack() as running:
         _place("BUNDLE", bundle)
-        from distft.serve.server import DEFAULT_PORT, free_port, serving
+        from distft.serve.arrangement import Options
+        from distft.serve.server import DEFAULT_PORT, default_state, free_port, serving
+
+        folder = None if state is None else _place("--state", state)
+        if folder is None and not probe:
+            folder = default_state(bundle)
+        secret, keys = running.enter_context(_access(keys, no_auth))
+        tls = _certificate(tls_cert, tls_key)
+        options = Options(history, folder, pseudonym_key, keys, request_log, log_users, tls)
 
         listen = port or (free_port(host) if probe else DEFAULT_PORT)
         with terminal.watching("starting the service") as watcher:
-            service = running.enter_context(serving(bundle, host, listen, watcher.progress))
+            service = running.enter_context(serving(bundle, host, listen, watcher.progress, options))
         terminal.say(f"serving {service.model_version} at {service.url}   (API: {service.url}/docs)")
         if probe:
-            terminal.exchange(*service.probe())
+            terminal.exchange(*service.probe(secret))
         else:
-            terminal.result({"url": service.url, "model_version": service.model_version})
+            if secret:
+                terminal.say(f"API key until it ends (--keys FILE for lasting ones): {secret}")
+            terminal.result(
+                {"url": service.url, "model_version": service.model_version} | ({"api_key": secret} if secret else {})
+            )
             with suppress(KeyboardInterrupt):  # the usual end of a service, not of a command that had more to do
                 service.wait()
             running.close()
             terminal.say("Stopped.")
             raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _certificate(certificate: str | None, key: str | None) -> Any:
+    from distft.serve.tls import Certificate
+
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("Of --tls-cert and --tls-key one is missing", "both", "Give the other one too.")
+    return Certificate(certificate, key)
+
+
+@contextmanager
+def _access(keys: str | None, no_auth: bool) -> Iterator[tuple[str | None, str | None]]:
+    """(an API key, if one is made for this run alone; the file of keys, or None where none are asked for)."""
+    if no_auth and keys is not None:
+        raise UsageError("--no-auth and --keys are both given", "one of them", "Leave one out.")
+    if no_auth or keys is not None:
+        yield None, keys
+        return
+    import tempfile
+    from pathlib import Path
+
+    from distft.serve.keys import new_key, write_keys
+
+    with tempfile.TemporaryDirectory(prefix="distft-keys-") as folder:
+        secret, key = new_key("this-run")
+        write_keys(Path(folder) / "keys.json", [key])
+        yield secret, f"{folder}/keys.json"
+
+
+KeysFile = Annotated[str, typer.Option("--file", metavar="FILE", help="file of API keys")]
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="whose key it is, for the log and for revoking it")],
+    file: KeysFile,
+    rate: Annotated[float | None, typer.Option(metavar="REQUESTS_PER_S", help="how often it may ask")] = None,
+    json: AsJson = False,
+) -> None:
+    """Make a key, show it once, and add its hash to the file."""
+    with _session(json) as terminal:
+        from distft.serve.keys import add_key
+
+        secret = add_key(file, name, rate)
+        terminal.say(f"key {name} (shown this once; a running service knows it in 2 s):")
+        terminal.show(secret)
+        terminal.result({"name": name, "key": secret})
+
+
+@keys_app.command("list")
+def keys_list(file: KeysFile, json: AsJson = False) -> None:
+    """List the keys of a file: names and rates."""
+    with _session(json) as terminal:
+        from pathlib import Path
+
+        from distft.serve.keys import read_keys
+
+        found = read_keys(Path(file))
+        if found:
+            terminal.text_table("keys", [(key.name, f"{key.requests_per_s or 'any'} requests/s") for key in found])
+        terminal.result({"keys": [key.model_dump(exclude={"sha256"}) for key in found]})
+
+
+@keys_app.command("revoke")
+def keys_revoke(name: Annotated[str, typer.Argument(metavar="NAME")], file: KeysFile, json: AsJson = False) -> None:
+    """Take a key out of the file."""
+    with _session(json) as terminal:
+        from distft.serve.keys import remove_key
+
+        remove_key(file, name)
+        terminal.say(f"key {name} is revoked; a running service refuses it in 2 s")
+        terminal.result({"name": name})
+
+
+@k8s_app.command("render")
+def k8s_render(  # noqa: PLR0913  one parameter an option
+    job: JobPath,
+    kind: Annotated[
+        str, typer.Option("--kind", metavar="job|service|cron", help="RayJob, RayService or RayCronJob")
+    ] = "job",
+    image: Annotated[str | None, typer.Option(metavar="NAME:TAG", help="container image with distft")] = None,
+    in_image: Annotated[
+        str | None, typer.Option("--in-image", metavar="PATH", help="where the image holds the job file")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="namespace of the objects")] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option("--bundle", metavar="URI", show_default="STORAGE/bundle", help="what the service serves"),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", metavar="'M H D M W'", help="when a cron job runs, UTC")
+    ] = None,
+    suspended: Annotated[
+        bool, typer.Option("--suspended", help="made, and started by a patch: spec.suspend to false")
+    ] = False,
+    storage: StorageUri = None,
+    json: AsJson = False,
+) -> None:
+    """Print the Kubernetes objects of a job as YAML: its RayJob, the RayService of its bundle, or a RayCronJob."""
+    with _session(json) as terminal:
+        from distft.k8s.render import Wish, rendered
+
+        loaded = _load(job, None, storage)
+        objects, text = rendered(loaded, job, Wish(kind, image, in_image, namespace, bundle, schedule, suspended))
+        terminal.show(text.rstrip())
+        terminal.result({"objects": objects})
 
 
 @data_app.command("list")

@@ -21,6 +21,7 @@ from distft.errors import JobError
 from distft.job import Job
 from distft.jobwords import Explanation, explain, masked, nearest, shown
 from distft.jobyaml import NotYaml, Path, read_yaml
+from distft.searchspace import search_mistakes
 
 MAX_JOB_BYTES = 1 << 20
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -76,6 +77,8 @@ def parse_job(text: str, name: str = "job", overrides: Sequence[str] = ()) -> Jo
         job = Job.model_validate(document.values)
     except ValidationError as error:
         lines += map(document.line, explain(schema(), document.values, error.errors(include_url=False)))
+    else:
+        lines += [document.line(Explanation(*mistake)) for mistake in search_mistakes(job, schema())]
     if not lines:
         return job
     told = dict.fromkeys(line for _, line in sorted(lines))

@@ -8,15 +8,15 @@ job keys and the input manifests that it was made from; comparing these with tod
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from distft import cluster
 from distft.errors import ArtefactError, DistftError, StageChangedError, StorageError, UsageError
-from distft.job import Job, StageName
+from distft.job import STAGE_ORDER, Job, StageName
 from distft.lock import locked
 from distft.storage import MANIFEST, Storage
 
@@ -32,6 +32,8 @@ class Watcher:
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     metrics: Callable[[Mapping[str, Any]], None] = lambda line: None
     """One line of metrics.jsonl."""
+    trials: Callable[[Sequence[Mapping[str, Any]], int], None] = lambda trials, total: None
+    """All trials of a search so far, and how many there will be."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,74 @@ def run(context: Context, stages: tuple[StageName, ...]) -> dict[str, dict[str, 
             f"some of {', '.join(STAGES)}",
             "Take them out of the job's stages.",
         )
+    context = _inherit(context, stages)
     if "prepare" not in stages:
         _dataset(context)
     summaries: dict[str, dict[str, Any]] = {}
     with locked(context.root), ExitStack() as started:
         context.root.sweep()
         for name in stages:  # before the first one works for hours
-            _refuse_changes(context, name, {"keys": _keys(context, name)})
+            known = _with_found_values(context, name, searched="tune" not in stages)
+            if known is not None:
+                _refuse_changes(known, name, {"keys": _keys(known, name)})
+        if cluster.is_remote():
+            started.enter_context(cluster.connect())
+            _check_size(context, stages)
         for name in stages:
-            summaries[name] = _bring_up_to_date(context, name, started)
+            known = _with_found_values(context, name, searched=True)
+            assert known is not None
+            summaries[name] = _bring_up_to_date(known, name, started)
     return summaries
+
+
+def _inherit(context: Context, stages: tuple[StageName, ...]) -> Context:
+    """The context with what its job has of the base that it fine-tunes; once that is done, as it was done."""
+    tunes = "finetune" in (*stages, *context.job.stages) and context.job.finetune is not None
+    if not tunes or set(stages) == {"prepare"}:  # which needs no model
+        return context
+    from distft.jobfile import parse_job
+    from distft.train.base import inherited
+
+    done = context.root / "finetune"
+    if "finetune" in stages or not done.exists("job.yaml"):
+        return replace(context, job=inherited(context.job))
+    was = parse_job(done.read_bytes("job.yaml").decode(), f"{done}/job.yaml")
+    return replace(context, job=context.job.model_copy(update={"model": was.model, "loss": was.loss}))
+
+
+def _with_found_values(context: Context, name: str, *, searched: bool) -> Context | None:
+    """The context of a stage: after a search among the job's stages, with the job that the search found.
+
+    None where that is not known yet, which is a mistake once it should have been ``searched``: then it raises
+    ArtefactError.
+    """
+    if "tune" not in context.job.stages or STAGE_ORDER.index(name) <= STAGE_ORDER.index("tune"):
+        return context
+    from distft.tune.tuning import tuned
+
+    if not searched and (context.force or not _is_searched(context)):
+        return None
+    return replace(context, job=tuned(context.job, context.root))
+
+
+def _check_size(context: Context, stages: tuple[StageName, ...]) -> None:
+    """Raises UsageError for a training that the cluster could never run, before another stage works for hours."""
+    from distft.train.driver import check_size
+
+    for name in stages:
+        if name in ("train", "finetune"):
+            manifest = None if context.force else (context.root / STAGES[name].artefact).manifest(STAGES[name].kind)
+            if manifest is None or manifest.info.get("status") != "finished":
+                check_size(context.job.trained_as(name))
+
+
+def _is_searched(context: Context) -> bool:
+    """True if the search of the job has ended, with as many trials as the job wants."""
+    from distft.tune.search import num_trials
+
+    manifest = (context.root / "tune").manifest("tune")
+    info = manifest.info if manifest else {}
+    return info.get("status") == "finished" and int(info["num_trials"]) >= num_trials(context.job)
 
 
 def _bring_up_to_date(context: Context, name: str, started: ExitStack) -> dict[str, Any]:
@@ -136,6 +196,22 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     return {"rows": found.rows, "events": found.events, "rejected": found.rejected, "made_before": made}
 
 
+def replay(context: Context, url: str, key: str | None = None, ca_file: str | None = None) -> dict[str, Any]:
+    """Compares what a running service answers to the test users with the evaluation; leaves ``endpoint.json``.
+
+    Raises what ``evaluate.endpoint.replay`` does.
+    """
+    from distft.evaluate.endpoint import Endpoint
+    from distft.evaluate.endpoint import replay as compare
+
+    _dataset(context)
+    weights, dataset = trained(context), context.root / "dataset"
+    with Endpoint(url, key, ca_file) as endpoint:
+        result = compare(context.job, dataset, weights, endpoint, context.watcher.progress)
+    context.root.write_json("endpoint.json", result)
+    return result
+
+
 def _is_there(folder: Storage) -> bool:
     return bool(folder.list())
 
@@ -158,7 +234,11 @@ def _state(context: Context, stage: Stage, name: str, made_from: dict[str, Any])
         return "unfinished"
     if manifest.info.get("status", "finished") != "finished":
         return "unfinished"
-    return "unfinished" if name == "train" and _wants_more(context.job, manifest.info) else "finished"
+    if name == "tune":
+        return "finished" if _is_searched(context) else "unfinished"
+    if name not in ("train", "finetune"):
+        return "finished"
+    return "unfinished" if _wants_more(context.job.trained_as(name), manifest.info) else "finished"
 
 
 def _refuse_changes(context: Context, name: str, made_from: Mapping[str, Any]) -> None:
@@ -244,6 +324,13 @@ def _dataset(context: Context) -> Any:
     return manifest
 
 
+def _finetune_inputs(context: Context) -> dict[str, Any]:
+    from distft.train.base import find_base
+
+    assert context.job.finetune is not None, "the job is refused without"
+    return {**_dataset_sha(context), "base": find_base(context.job.finetune.from_).identity()}
+
+
 def _model_inputs(context: Context) -> dict[str, Any]:
     return {**_dataset_sha(context), "weights": _weights(trained(context))}
 
@@ -308,12 +395,29 @@ def _prepare(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
     return prepare(context.job, context.root, made_from, context.watcher.progress, page)
 
 
-def _train(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
+def _train(context: Context, made_from: dict[str, Any], stage: str = "train") -> dict[str, Any]:
     from distft.train.driver import train
 
-    with _failure_page(context, "train"):
-        result = train(context.job, context.root, made_from, anew=context.force, progress=context.watcher.metrics)
+    watcher, anew = context.watcher.metrics, context.force
+    with _failure_page(context, stage):
+        result = train(context.job, context.root, made_from, stage=stage, anew=anew, progress=watcher)
     return vars(result)
+
+
+def _tune_inputs(context: Context) -> dict[str, Any]:
+    """The dataset, and how long a trial may take, whichever key says so."""
+    return {**_dataset_sha(context), "epochs": context.job.tune.epochs or context.job.train.epochs}
+
+
+def _tune(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
+    from distft.report.tuning import render
+    from distft.tune.tuning import tune
+
+    def warn(text: str) -> None:
+        context.watcher.metrics({"kind": "warning", "message": text})
+
+    page, show = partial(render, context.job.name), context.watcher.trials
+    return tune(context.job, context.root, made_from, anew=context.force, show=show, warn=warn, page=page)
 
 
 @contextmanager
@@ -356,24 +460,39 @@ def _export(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
     return export(context.job, context.root, read_weights(trained(context)), _metrics(context), made_from).info
 
 
+def _training_keys(section: str) -> tuple[str, ...]:
+    # Not how it runs, but what it learns; and not how long, which may be raised.
+    free = ("epochs", "early_stopping", "checkpoint", "validate", "zero", "max_tokens_per_micro_batch")
+    return ("seed", "model", "loss", section, "evaluate.exclude_seen", *(f"-{section}.{key}" for key in free))
+
+
 STAGES: dict[str, Stage] = {
     # Which key, not where it lies: that is an input.
     "prepare": Stage("dataset", "dataset", ("seed", "data", "-data.pseudonyms"), _identity, _prepare),
-    "train": Stage(
+    "train": Stage("train", "train", _training_keys("train"), _dataset_sha, _train),
+    "finetune": Stage(
+        "finetune",
         "train",
-        "train",
+        (*_training_keys("finetune"), "-finetune.from"),  # which weights, not where they lie: that is an input
+        _finetune_inputs,
+        partial(_train, stage="finetune"),
+    ),
+    "tune": Stage(
+        "tune",
+        "tune",
         (
             "seed",
             "model",
             "loss",
             "train",
+            "tune",
             "evaluate.exclude_seen",
-            # How it runs, not what it learns; and how long, which may be raised.
-            *("-train.epochs", "-train.early_stopping", "-train.checkpoint", "-train.validate", "-train.zero"),
-            "-train.max_tokens_per_micro_batch",
+            # How it runs, not what it finds; and how many trials, which may be raised.
+            *("-train.epochs", "-train.checkpoint", "-train.zero", "-train.max_tokens_per_micro_batch"),
+            *("-tune.epochs", "-tune.num_trials", "-tune.num_workers", "-tune.max_concurrent"),
         ),
-        _dataset_sha,
-        _train,
+        _tune_inputs,
+        _tune,
     ),
     "evaluate": Stage("report", "report", ("evaluate", "seed"), _report_inputs, _evaluate, derived=True),
     "export": Stage(

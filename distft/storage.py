@@ -295,7 +295,17 @@ class Storage:
             else:
                 _publish(staging, self / name)
         finally:
-            self.delete_tree(os.path.basename(staging.uri))
+            self._discard(os.path.basename(staging.uri))
+
+    def _discard(self, name: str) -> None:
+        """Removes a folder that tasks may still write to: it moves first, so that they find it no more."""
+        if self.is_local:
+            if not (self.path / name).exists():
+                return
+            gone = f".{uuid.uuid4().hex}.tmp"
+            os.rename(self.path / name, self.path / gone)
+            name = gone
+        self.delete_tree(name)
 
     def sweep(self) -> None:
         """Removes what killed runs left of ``replacing`` and ``writing``; only the holder of the lock may do this."""

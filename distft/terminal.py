@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from distft.pipeline import Watcher
 
 LOG_EVERY_S = 5.0
+MAX_TRIALS_SHOWN = 12
 
 
 class Terminal:
@@ -80,11 +81,11 @@ class Terminal:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal) as bars:
+        with _Bars(*columns, console=self.err, transient=True, disable=not self.err.is_terminal) as bars:
             display = _Display(self, bars)
             if what:
                 display.begin(what)
-            yield Watcher(stage=display.stage, progress=display.progress, metrics=display.metrics)
+            yield Watcher(display.stage, display.progress, display.metrics, display.trials)
 
     def exchange(self, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """One HTTP request and its answer, as JSON."""
@@ -143,6 +144,38 @@ class Terminal:
         """How far training went."""
         names = ("epochs", "steps", "best_step", "best_metric", "stopped_early")
         self.counts_table("training", [(name.replace("_", " "), summary.get(name)) for name in names])
+
+    def fine_tuning(self, start: Mapping[str, Any]) -> None:
+        """What is taken over from the base, what is frozen, and what the optimiser's state takes."""
+        total = start["groups"][-1]
+        table = Table(header_style="")
+        for place, name in enumerate(("layers", "parameters", "trained", "optimiser")):
+            table.add_column(name, justify="right" if place else "left")
+        for row in start["groups"]:
+            share = f"{row['trainable'] / max(1, row['parameters']):.1%}"
+            table.add_row(row["group"], f"{row['parameters']:,}", share, f"{row['optimizer_bytes'] / 1e6:,.2f} MB")
+        self.err.print(table)
+        self.say(f"  {total['trainable']:,} of {total['parameters']:,} parameters train")
+        for name in ("matched", "missing", "unexpected"):
+            names = start[name]
+            shown = "" if name == "matched" or not names else ": " + ", ".join(names[:6])
+            self.say(f"  {name}: {len(names)} tensors{shown}{' …' if len(names) > 6 and shown else ''}")
+        for vocabulary, rows in start["grown"].items():
+            self.say(f"  new rows of {vocabulary}: {rows:,}")
+        for epochs, groups in start["later"].items():
+            self.say(f"  after {epochs} epochs also train: {', '.join(groups)}")
+        if start["cached"]:
+            self.say(f"  computed once: the outputs of {', '.join(start['cached'])}")
+
+    def tuning(self, storage: str, summary: Mapping[str, Any]) -> None:
+        """What a search found, and what it brought."""
+        from distft.report.trials import gain_lines, summary_rows
+
+        self.text_table("search", summary_rows(summary))
+        for line in gain_lines(summary):
+            self.show(line)
+        self.say(f"report  {storage}/tune/index.html")
+        self.say(f"best job  {storage}/tune/best.yaml")
 
     def evaluation(self, job: Job, metrics: Mapping[str, Any]) -> None:
         """The metric table, a line for every way of grouping the targets, and where the report is."""
@@ -216,8 +249,58 @@ class Terminal:
             f"against {rival['name']} {rival['model_version']}, which knows {common:,} of {all_:,} targets", table
         )
 
+    def replayed(self, result: Mapping[str, Any]) -> None:
+        """What a running service answered, beside what was evaluated."""
+        served, evaluated = result["served"], result["evaluated"]
+        rows = [(name, f"{value:.4f}", f"{served[name]:.4f}", "") for name, value in evaluated.items()]
+        title = f"{result['num_targets']:,} test targets at {result['endpoint']}, model {result['model_version']}"
+        self._table(title, ("metric", "evaluated", "served", ""), rows)
+        allowed = f"{result['allowed_metric_difference']:.2g}"
+        self.show(f"largest difference of a metric {result['largest_metric_difference']:.2g} (allowed {allowed})")
+        lists = f"{result['equal_lists']:,} of {result['num_targets']:,} lists equal"
+        self.show(f"largest difference of a score {result['largest_score_difference']:.2g}, {lists}")
+
     def _titled(self, title: str, table: Table) -> None:
         self.out.print(f"[bold]{escape(title)}[/]", soft_wrap=True)  # rich would break a title at the table's width
+        self.out.print(table)
+
+    def findings(self, findings: Sequence[Mapping[str, str]]) -> None:
+        """What was looked at on each node; below, what to do about what is not well."""
+        colours = {"ok": "green", "warning": "bold yellow", "error": "bold red"}
+        table = Table(header_style="")
+        for name in ("node", "", "", "found"):
+            table.add_column(name, overflow="fold")
+        for one in findings:
+            state = f"[{colours[one['state']]}]{one['state']}[/]"
+            table.add_row(one["node"], one["what"], state, escape(one["found"]))
+        self.out.print(table)
+        for one in findings:
+            if one["remedy"]:
+                self.out.print(f"{one['node']}, {one['what']}: {one['remedy']}", markup=False, soft_wrap=True)
+
+    def chaos(self, report: Mapping[str, Any]) -> None:
+        """What got done while parts of a cluster were killed."""
+        rows = [("goodput", report["goodput"]), ("seconds", report["seconds"]), ("kills", report["kills"])]
+        rows += [("steps kept", report["steps_kept"]), ("steps lost", report["steps_lost"])]
+        rows += [(f"mean seconds {phase}", took_s) for phase, took_s in report["phases_s"].items()]
+        rows += [(name.replace("_", " "), report[name]) for name in ("requests", "requests_failed") if name in report]
+        self.counts_table("chaos", rows)
+
+    def pass_on(self, text: str) -> None:
+        """What a job on a cluster said, as it is."""
+        stream = sys.stderr if self.as_json else self.stdout
+        stream.write(text)
+        stream.flush()
+
+    def jobs(self, jobs: Sequence[Any]) -> None:
+        """A line for every job of a cluster."""
+        table = Table(header_style="")
+        for name in ("job", "status", "exit", "began", "storage"):
+            table.add_column(name, overflow="fold", no_wrap=name in ("job", "began"))
+        for job in jobs:
+            began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.started_ms / 1000))
+            code = "" if job.exit_code is None else str(job.exit_code)
+            table.add_row(job.id, job.status.lower(), code, began, escape(job.storage))
         self.out.print(table)
 
     def text_table(self, title: str, rows: Sequence[tuple[str, ...]]) -> None:
@@ -248,15 +331,27 @@ class Terminal:
         self._titled(title, table)
 
 
+class _Bars(Progress):
+    """The progress bars, below a table if there is one."""
+
+    above: Table | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        if self.above is not None:
+            yield self.above
+        yield from super().get_renderables()
+
+
 class _Display:
     """Shows stages, one bar, and training lines; where there is no terminal, a line every few seconds."""
 
-    def __init__(self, terminal: Terminal, bars: Progress) -> None:
+    def __init__(self, terminal: Terminal, bars: _Bars) -> None:
         self.terminal, self.bars = terminal, bars
         self.bar: TaskID | None = None
         self.what = ""
         self.started_s = self.logged_s = time.monotonic()
         self.first: tuple[int, float] | None = None
+        self.ended: set[int] = set()
 
     def begin(self, what: str) -> None:
         """Says what starts, and lets a bar run up and down until it is known how far it is."""
@@ -267,7 +362,7 @@ class _Display:
     def stage(self, name: str, state: str) -> None:
         if self.bar is not None:
             self.bars.remove_task(self.bar)
-            self.bar = None
+            self.bar = self.bars.above = None
         if state == "starts":
             self.begin(name)
         elif state == "skipped":
@@ -281,12 +376,30 @@ class _Display:
     def metrics(self, line: Mapping[str, Any]) -> None:
         if line["kind"] == "warning":
             self.terminal.warn(line["message"])
+        elif line["kind"] == "start":
+            self.terminal.fine_tuning(line)
         elif line["kind"] == "valid":
             names = [name for name in ("ndcg@10", "hr@10", "loss") if name in line]
             found = ", ".join(f"{name} {line[name]:.4f}" for name in names)
             self._log(f"epoch {line['epoch']}: validation {found}", always=True)
         else:
             self._show("training steps", line["step"], line["total_steps"], self._training_note(line))
+
+    def trials(self, trials: Sequence[Mapping[str, Any]], total: int) -> None:
+        """A table of the running and the best trials; where there is no terminal, a line for each that has ended."""
+        from distft.report.trials import ended_line
+
+        ended = [trial for trial in trials if trial["status"] != "running"]
+        for trial in ended:
+            if trial["number"] not in self.ended:
+                self.ended.add(trial["number"])
+                if not self.terminal.err.is_terminal:
+                    self._log(ended_line(trial), always=True)
+                elif trial["status"] == "failed":  # the table has no room for the reason
+                    self.terminal.warn(ended_line(trial))
+        if self.terminal.err.is_terminal:
+            self.bars.above = _trials_table(trials)
+        self._show("trials", len(ended), total, "")
 
     def _training_note(self, line: Mapping[str, Any]) -> str:
         """Loss, how long the rest takes, speed, share of the time spent on reading, rate: what the width allows."""
@@ -321,6 +434,27 @@ class _Display:
         if always or time.monotonic() - self.logged_s >= LOG_EVERY_S:
             self.logged_s = time.monotonic()
             self.terminal.say(f"  {text}")
+
+
+def _trials_table(trials: Sequence[Mapping[str, Any]]) -> Table:
+    """The running trials, then the best of those that have ended."""
+    from distft.report.groups import figure
+    from distft.report.trials import outcome, ranked, short_names, value_text
+
+    running = [trial for trial in trials if trial["status"] == "running"]
+    metric = trials[0]["metric"] if trials else ""
+    rest = ranked([trial for trial in trials if trial["status"] != "running"], metric)
+    names = short_names(list(trials[0]["effective"])) if trials else {}
+    table = Table(header_style="")
+    for name in ("trial", *names.values(), metric, ""):
+        width = {"trial": 5, metric: len(metric)}.get(name)  # never cut
+        justify: Literal["left", "right"] = "right" if name else "left"
+        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True, min_width=width)
+    for trial in [*running, *rest][:MAX_TRIALS_SHOWN]:
+        values = (value_text(value) for value in trial["effective"].values())
+        ended = "failed" if trial["status"] == "failed" else outcome(trial)
+        table.add_row(str(trial["number"]), *values, figure(trial["best_value"]), ended)
+    return table
 
 
 def _bar(share: float, width: int = 20) -> str:

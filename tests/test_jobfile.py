@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft.data.catalogue import CATALOGUE
-from distft.errors import JobError
-from distft.job import Job, checked_storage
+from distft.errors import JobError, UsageError
+from distft.job import Job
 from distft.jobfile import dump_job, load_job, parse_job, schema
+from distft.sections.values import checked_storage
 from distft.storage import canonical_json
+from distft.train.validation import watched_metric
 
 ROOT = Path(__file__).parent.parent
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
@@ -291,6 +293,8 @@ def test_mistakes_of_the_file_and_of_every_override_are_told_together():
         ("stages: [finetune]", ["finetune: this section is needed, with its key 'from'"]),
         ("train: {precision: fp16, zero: {stage: 0}}", ["9:9: train.precision: 'fp16': fp16 is not possible at"]),
         ("train: {zero: {stage: 0, offload: cpu}}", ["9:26: train.zero.offload: 'cpu': cpu is not possible at"]),
+        ("train: {zero: {offload: nvme}}", ["9:9: train.zero.nvme_path: this is needed: offload is nvme"]),
+        ("train: {zero: {nvme_path: /disk}}", ["9:16: train.zero.nvme_path: '/disk': this belongs to offload: nvme"]),
         (
             "finetune: {from: x, zero: {stage: 0, offload: cpu}}",
             ["9:38: finetune.zero.offload: 'cpu': cpu is not possible at finetune.zero.stage 0"],
@@ -557,7 +561,7 @@ def test_every_shipped_job_reads_files_that_fetch_brings_and_says_how(path):
     for name, pattern in read:
         assert fnmatch.filter([file.name for file in CATALOGUE[name].files], pattern), f"{name} has no {pattern}"
         assert f"distft data fetch {name}" in text
-    assert read or path.stem in ("quickstart", "classic-shop")  # which make their logs up
+    assert read or "source: synthetic" in text
 
 
 @pytest.mark.parametrize("kind", ["transformer", "hstu", "cnn"])
@@ -566,6 +570,36 @@ def test_a_loss_that_counts_no_additions_refuses_a_model_that_copies(kind):
     assert "model.copy: true: the loss bce cannot learn what to copy: leave this out, or take softmax" in line
     parse_job(GOOD + f"model: {{kind: {kind}, copy: false}}\nloss: {{kind: bce}}")
     parse_job(GOOD + f"model: {{kind: {kind}, copy: true}}")
+
+
+FINETUNE = GOOD + "stages: [prepare, finetune]\nfinetune:\n  from: runs/base/bundle\n  epochs: 3\n"
+
+
+def test_what_is_kept_of_frozen_layers_must_come_again():
+    text = FINETUNE + "  cache: true\n  augment: {mask: 0.1, crop: 0.2}\n  zero: {stage: 3}\n"
+    told(mistakes(text), [
+        "finetune.augment.mask: 0.1: with cache: true a history must be the same in every epoch",
+        "finetune.augment.crop: 0.2: with cache: true a history must be the same in every epoch",
+        "finetune.zero.stage: 3: expected 0, 1 or 2 with cache: true",
+    ])  # fmt: skip
+
+
+def test_layers_train_later_in_the_order_of_time():
+    unfreeze = "  unfreeze: [{{after_epochs: {}, layers: [blocks.1]}}, {{after_epochs: {}, layers: [blocks.0]}}]\n"
+    parse_job(FINETUNE + unfreeze.format(1, 2))
+    told(mistakes(FINETUNE + unfreeze.format(2, 1)), ["after_epochs: 1: expected more than 2"])
+    told(mistakes(FINETUNE + unfreeze.format(1, 3)), ["after_epochs: 3: expected less than 3, the epochs of all"])
+
+
+def test_a_job_that_only_fine_tunes_is_not_asked_about_its_training():
+    pointwise = "loss: {kind: bce, num_negatives: 0}\n"
+    text = FINETUNE.replace("  events:", "  label: {value_at_least: 4}\n  events:") + pointwise
+    (line,) = mistakes(text)[1:]
+    assert "finetune.early_stopping.metric" in line
+    job = parse_job(text.replace("  epochs: 3", "  early_stopping: {metric: loss}"))
+    with pytest.raises(UsageError, match=r"train.early_stopping.metric is ndcg@10 with the loss bce"):
+        watched_metric(job)
+    assert watched_metric(job.trained_as("finetune")) == "loss"
 
 
 def test_a_job_is_immutable():

@@ -1,4 +1,7 @@
-"""SIGKILL at 20 moments of a prepare that replaces a dataset: whoever looks sees the old one or the new one, whole."""
+"""SIGKILL at 20 moments of a prepare that replaces a dataset: whoever looks sees the old one or the new one, whole.
+
+Two lanes with a storage each, at the same time: most of a kill is waiting for Ray to start and to be gone.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from tests.data import logs
 
 pytestmark = pytest.mark.proof
 
-NUM_KILLS = 20
+NUM_LANES, NUM_KILLS = 2, 10
 MINIMA = (1, 4)
 """Two datasets take each other's place: with this k-core of users and with that one."""
 
@@ -97,21 +101,31 @@ def job_file(folder: Path) -> None:
 
 @pytest.mark.timeout(900)  # twenty starts of Ray
 def test_a_killed_prepare_leaves_the_old_dataset_or_the_new_one_and_nothing_else(tmp_path: Path) -> None:
-    job_file(tmp_path)
-    identities, took_s = zip(*(finished(tmp_path, minimum) for minimum in MINIMA), strict=True)
+    with ThreadPoolExecutor(NUM_LANES) as pool:
+        lanes = [pool.submit(kill_often, tmp_path / f"lane-{number}", number) for number in range(NUM_LANES)]
+        outcomes = [outcome for lane in lanes for outcome in lane.result()]
+    assert len(outcomes) == NUM_LANES * NUM_KILLS
+    assert not all(outcomes), "some kills fell before the new dataset was there"
+
+
+def kill_often(folder: Path, seed: int) -> list[bool]:
+    """Kills prepare again and again; whether the new dataset was there, for each kill."""
+    folder.mkdir()
+    job_file(folder)
+    identities, took_s = zip(*(finished(folder, minimum) for minimum in MINIMA), strict=True)
     assert identities[0] != identities[1]
-    dataset, rng, outcomes = tmp_path / "run/dataset", random.Random(20), []
+    dataset, rng, outcomes = folder / "run/dataset", random.Random(seed), []
     reader = Reader(dataset)
     reader.start()
     try:
         for _ in range(NUM_KILLS):
             there = Storage(dataset).verified("dataset").sha256
-            with start(tmp_path, MINIMA[1 - identities.index(there)]) as process:
+            with start(folder, MINIMA[1 - identities.index(there)]) as process:
                 offspring, folders = killed(process, rng.uniform(0, max(took_s)))
             _, alive = psutil.wait_procs(offspring, timeout=30)
             assert not alive, [child.cmdline() for child in alive]
             deadline_s = time.monotonic() + 30
-            while (left := [folder for folder in folders if os.path.exists(folder)]) and time.monotonic() < deadline_s:
+            while (left := [path for path in folders if os.path.exists(path)]) and time.monotonic() < deadline_s:
                 time.sleep(0.1)
             assert not left
             outcomes.append(Storage(dataset).verified("dataset").sha256 != there)
@@ -120,6 +134,6 @@ def test_a_killed_prepare_leaves_the_old_dataset_or_the_new_one_and_nothing_else
     assert reader.broken == []
     assert reader.num_looks > NUM_KILLS
     assert reader.seen <= set(identities)
-    assert not all(outcomes), "some kills fell before the new dataset was there"
-    assert finished(tmp_path, MINIMA[0])[0] == identities[0]
-    assert [name for name in os.listdir(tmp_path / "run") if name.startswith(".")] == []
+    assert finished(folder, MINIMA[0])[0] == identities[0]
+    assert [name for name in os.listdir(folder / "run") if name.startswith(".")] == []
+    return outcomes

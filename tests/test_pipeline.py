@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from distft.data.encode import Encoder
+from distft.cli import app as cli
+from distft.data.encode import Encoder, RawEvent
+from distft.data.histories import read_histories
 from distft.data.shards import TargetReader
 from distft.errors import ArtefactError, DataError, LockedError, StageChangedError, UsageError
 from distft.job import Job
-from distft.jobfile import load_job, parse_job
+from distft.jobfile import dump_job, load_job, parse_job
 from distft.lock import locked
 from distft.models.weights import fill, read_weights
-from distft.pipeline import STAGES, Context, Watcher, fingerprint, run, trained
+from distft.pipeline import STAGES, Context, Watcher, fingerprint, replay, run, trained
 from distft.ranking import Ranker, excluded_items
 from distft.report.data import render
+from distft.sections.serve import Evaluate
+from distft.serve.api import build_api
 from distft.serve.golden import first_difference, read_golden
+from distft.serve.histories import Histories, Keeping
 from distft.serve.predictor import Predictor, Query
 from distft.storage import Storage
+from tests.serve.over_http import over_http
+from tests.serve.test_api import InProcess
 
 pytestmark = pytest.mark.ray
 
@@ -68,7 +77,7 @@ def copied(finished, tmp_path):
 
 def test_every_artefact_is_whole_and_nothing_else_is_left(finished):
     root = Storage(finished.storage)
-    for stage in STAGES.values():
+    for stage in (STAGES[name] for name in finished.stages):
         (root / stage.artefact).verified(stage.kind)
     assert sorted({name.split("/")[0] for name in root.list()}) == ["bundle", "dataset", "report", "train"]
     names = {name for name in root.list("bundle") if "/encoder/" not in name}
@@ -174,6 +183,53 @@ def test_the_place_in_a_served_list_is_the_evaluated_rank(finished):
     assert sum(place is not None for place in places) > 20, "enough of them are in the list for this to say something"
 
 
+def test_a_service_ranks_as_its_model_was_evaluated(copied):
+    root = Storage(copied.storage)
+    metrics = root.read_json("report/metrics.json")
+    backend = InProcess(Predictor.load(root / "bundle"))
+    with over_http(build_api(backend)) as url:
+        result = replay(Context(copied, root), url)
+        assert result == root.read_json("endpoint.json") and result["passed"]
+        assert result["num_targets"] == metrics["num_targets"] == result["equal_lists"]
+        assert result["largest_score_difference"] < 1e-5 and result["largest_metric_difference"] == 0
+        expected = {name: metrics["model"][name] for name in result["evaluated"]}
+        assert result["evaluated"] == pytest.approx(expected, abs=1e-12)
+        done = CliRunner().invoke(cli, [*command(copied, root), "--endpoint", url])
+        assert done.exit_code == 0 and json.loads(done.stdout.splitlines()[-1]) == result, done.output
+        backend.predictor.job = copied.model_copy(update={"evaluate": Evaluate(exclude_seen="none")})
+        wrong = CliRunner().invoke(cli, [*command(copied, root), "--endpoint", url])
+        told = json.loads(wrong.stdout.splitlines()[-1])
+        assert wrong.exit_code == 3 and told["failure"]["equal_lists"] < result["num_targets"], wrong.output
+        assert "does not rank as the model was evaluated" in told["message"]
+
+
+def command(job: Job, root: Storage) -> list[str]:
+    """``distft evaluate`` of a job, as its file."""
+    root.write_bytes("job.yaml", dump_job(job).encode())
+    return ["evaluate", f"{root}/job.yaml", "--json"]
+
+
+def test_a_bundle_brings_histories_if_it_is_asked_to(copied, tmp_path):
+    root = Storage(copied.storage)
+    assert not root.list("bundle/histories")
+    job = copied.model_copy(update={"serve": copied.serve.model_copy(update={"export_histories": True})})
+    states(job, force=True, stages=("export",))
+    manifest = (root / "bundle").verified("bundle")
+    assert any(name.startswith("histories/") for name in manifest.files)
+    assert "`histories/` holds what users did" in root.read_bytes("bundle/MODEL_CARD.md").decode()
+    user, events = next(iter(read_histories(root / "bundle")))
+
+    async def kept() -> list[RawEvent]:
+        histories = Histories(Keeping("embedded", str(tmp_path / "state"), job.name, 50))
+        num_new = await histories.fill(root / "bundle", "this")
+        assert num_new > 5 * 300 and await histories.fill(root / "bundle", "this") == 0
+        found = await histories.events(user)
+        await histories.close()
+        return found
+
+    assert asyncio.run(kept()) == events[-50:]
+
+
 def test_a_second_run_does_nothing(copied):
     assert states(copied) == [(stage, "skipped") for stage in copied.stages]
 
@@ -190,9 +246,10 @@ def test_a_changed_key_is_refused_by_name_unless_forced(copied):
 
 
 def test_the_same_job_on_the_same_data_makes_the_same_bundle(copied):
-    before = [(Storage(copied.storage) / stage.artefact).manifest(stage.kind) for stage in STAGES.values()]
+    stages = [STAGES[name] for name in copied.stages]
+    before = [(Storage(copied.storage) / stage.artefact).manifest(stage.kind) for stage in stages]
     assert {state for _, state in states(copied, force=True)} == {"starts", "done"}
-    for stage, first in zip(STAGES.values(), before, strict=True):
+    for stage, first in zip(stages, before, strict=True):
         again = (Storage(copied.storage) / stage.artefact).manifest(stage.kind)
         differing = {name for name in first.files | again.files if first.files.get(name) != again.files.get(name)}
         if stage.kind == "train":  # its files are named by the attempt that wrote them
@@ -311,10 +368,9 @@ def test_two_runs_on_one_storage_are_refused(copied):
 
 def test_stages_need_what_comes_before_them(ray_session, tmp_path):
     job = small_job(tmp_path / "empty")
-    with pytest.raises(ArtefactError, match=r"There is no dataset at .* Run 'distft prepare' first"):
-        states(job, stages=("train",))
-    with pytest.raises(UsageError, match="'tune'"):
-        states(job, stages=("tune",))
+    for stage in ("train", "tune", "finetune"):
+        with pytest.raises(ArtefactError, match=r"There is no dataset at .* Run 'distft prepare' first"):
+            states(job, stages=(stage,))
 
 
 def test_the_fingerprint_leaves_out_what_does_not_matter(finished):

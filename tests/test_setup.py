@@ -207,7 +207,7 @@ def test_the_first_run_serves_what_it_made(checkout):
         ".venv/bin/distft run jobs/quickstart.yaml",
         ".venv/bin/distft serve runs/quickstart/bundle --probe",
     ]
-    assert checkout.make("-n", "serve", "PORT=8080")[2].splitlines()[-1].endswith("bundle --port 8080")
+    assert checkout.make("-n", "serve", "PORT=8080")[2].splitlines()[-1].endswith("bundle --port 8080 --no-auth")
 
 
 # -- CI ----------------------------------------------------------------------------------------------------------

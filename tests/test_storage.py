@@ -67,6 +67,34 @@ def test_a_failure_leaves_the_old_artefact(root):
     assert [name for name in root.list() if ".tmp" in name] == []
 
 
+def test_a_task_that_still_writes_does_not_keep_the_folder_of_a_failed_run(tmp_path):
+    root = Storage(tmp_path / "store")
+    stop, refused = threading.Event(), threading.Event()
+
+    def write(folder: Storage) -> None:
+        number = 0  # a new file each time: that is what makes the removal of a folder fail
+        while not stop.is_set():
+            number += 1
+            try:
+                (folder.path / f"{number}").write_bytes(b"late")
+            except OSError:
+                refused.set()
+
+    for _ in range(20):
+        with pytest.raises(RuntimeError), root.replacing("thing") as folder:
+            writer = threading.Thread(target=write, args=(folder,))
+            writer.start()
+            time.sleep(0.01)
+            raise RuntimeError("the run failed")
+        found = not refused.wait(10)
+        stop.set()
+        writer.join()
+        assert not found
+        assert list(root.path.iterdir()) == []
+        stop.clear()
+        refused.clear()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
