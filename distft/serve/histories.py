@@ -1,8 +1,11 @@
-"""The histories that a service keeps: the single writer of its store and its event log; it knows no Ray.
+"""The histories that a service keeps: the single writer of its store and of its event log; it knows no Ray.
 
 Enters: events of users, by the name under which the store knows them; a bundle's histories; the wish to be forgotten.
 Leaves: a user's latest events. Surprising choice: requests that arrive while the disk is busy are committed together,
 so that waiting for the disk costs a crowd of clients no more than one.
+
+An embedded store has one service. One in Redis may have two for a while, the one that comes and the one that goes, and
+only one at a time writes the event log: it holds the log's lock for as long as it writes.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TypeVar
 
 from distft.data.encode import RawEvent
 from distft.data.histories import FOLDER, read_histories
+from distft.errors import LockedError
 from distft.lock import locked
 from distft.serve.eventlog import EventLog
 from distft.serve.sqlite_store import SqliteStore
@@ -27,6 +31,8 @@ FLUSH_S = 10.0
 
 MAX_TOGETHER = 256
 """Requests that one transaction takes."""
+
+EMBEDDED = "embedded"
 
 _T = TypeVar("_T")
 
@@ -49,14 +55,14 @@ class Histories:
 
     def __init__(self, keeping: Keeping, flush_s: float = FLUSH_S) -> None:
         """Raises LockedError where another service keeps its histories there, and what the store raises."""
-        state, self._held, self._flush_s = Storage(keeping.state), ExitStack(), flush_s
+        self._state, self._held, self._flush_s = Storage(keeping.state), ExitStack(), flush_s
         with ExitStack() as undo:
-            undo.enter_context(locked(state))
-            self._store: HistoryStore = _open(keeping, state)
+            if keeping.store == EMBEDDED:
+                undo.enter_context(locked(self._state))
+            self._store: HistoryStore = _open(keeping, self._state)
             undo.callback(self._store.close)
-            self._log = EventLog(self._store, state)
-            self._log.recover()
-            self._log.flush()
+            self._log = EventLog(self._store, self._state)
+            self._log_is_behind = self._write_log() is None
             self._held = undo.pop_all()
         # One thread: there is one writer.
         self._thread = ThreadPoolExecutor(1, "history-writer")
@@ -66,6 +72,8 @@ class Histories:
 
     async def fill(self, bundle: Storage, version: str) -> int:
         """Takes over the histories of a bundle, if it brings any; gives the number of new events."""
+        if self._log_is_behind:
+            self._flush_soon()
         if not any(name.startswith(f"{FOLDER}/") for name in await asyncio.to_thread(bundle.list)):
             return 0
         return await self._write(lambda: self._store.fill(version, _of_bundle(bundle)))
@@ -76,8 +84,7 @@ class Histories:
         self._waiting.append((Addition(user, events), answer))
         if self._adding is None or self._adding.done():
             self._adding = asyncio.create_task(self._add_waiting())
-        if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.create_task(self._flush_later())
+        self._flush_soon()
         return await answer
 
     async def events(self, user: str) -> list[RawEvent]:
@@ -86,16 +93,27 @@ class Histories:
 
     async def forget(self, user: str) -> int:
         """Drops all that is known of the user, also in the log; gives the number of events of the history."""
-        return await self._write(lambda: self._forget(user))
-
-    def _forget(self, user: str) -> int:
-        dropped = self._store.forget(user)
-        self._log.erase(user)
+        dropped = await self._write(lambda: self._store.forget(user))
+        if await self.flush() is None:
+            self._flush_soon()
         return dropped
 
-    async def flush(self) -> int:
-        """Writes all that waits to the log."""
-        return await self._write(self._log.flush)
+    async def flush(self) -> int | None:
+        """Takes who was forgotten out of the log, writes all that waits, and gives the number of events.
+
+        None while another service writes the log.
+        """
+        return await self._write(self._write_log)
+
+    def _write_log(self) -> int | None:
+        with ExitStack() as held:
+            if self._store.shared:
+                try:
+                    held.enter_context(locked(self._state))
+                except LockedError:
+                    return None  # whoever holds it may write what waits here, and else the next flush does
+            self._log.recover()
+            return self._log.flush()
 
     async def close(self) -> None:
         """Writes what waits to the log, and lets go of the store."""
@@ -121,16 +139,21 @@ class Histories:
                 if not answer.done():
                     answer.set_result(count)
 
+    def _flush_soon(self) -> None:
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush_later())
+
     async def _flush_later(self) -> None:
         await asyncio.sleep(self._flush_s)
-        await self.flush()
+        while await self.flush() is None:
+            await asyncio.sleep(self._flush_s)
 
     async def _write(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def _open(keeping: Keeping, state: Storage) -> HistoryStore:
-    if keeping.store != "embedded":
+    if keeping.store != EMBEDDED:
         from distft.serve.redis_store import RedisStore
 
         return RedisStore(keeping.store, keeping.shop, keeping.max_events)

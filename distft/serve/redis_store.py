@@ -1,20 +1,23 @@
 """Histories of users in a Redis server: the store of a service whose cluster has more than one node.
 
 Enters and leaves what ``store.HistoryStore`` says. How durable an accepted event is, the server's own settings decide
-(``appendonly yes``). Surprising choice: the score of an event in its user's sorted set is its time in milliseconds with
-ten more bits for its place among those of the same moment, which a double holds exactly until the year 2248.
+(``appendonly yes``). Several services may have it open, so that one can take over from another: what depends on
+something that was read is a transaction that is tried again when that has changed meanwhile (``WATCH``). Surprising
+choice: the score of an event in its user's sorted set is its time in milliseconds with ten more bits for its place
+among those of the same moment, which a double holds exactly until the year 2248.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import redis
+from redis.client import Pipeline
 
 from distft.data.encode import RawEvent
 from distft.errors import ServingError, UsageError
@@ -26,9 +29,13 @@ PLACES = 1024
 TIMEOUT_S = 5.0
 FILL_USERS = 200
 
+_T = TypeVar("_T")
+
 
 class RedisStore:
     """A ``HistoryStore`` under the keys ``distft:<shop>:…`` of a server; keeps ``max_events`` of every user."""
+
+    shared = True
 
     def __init__(self, url: str, shop: str, max_events: int) -> None:
         """Raises UsageError where there is no such server."""
@@ -54,30 +61,45 @@ class RedisStore:
             return self._add(additions, queued=True)
 
     def _add(self, additions: Sequence[Addition], *, queued: bool) -> list[int]:
-        """One transaction. What is new is known before it begins, because there is one writer."""
-        places: dict[tuple[str, int], int] = {}
-        counts: list[int] = []
-        seen: set[tuple[str, str]] = set()
-        with self._db.pipeline(transaction=True) as pipe:
-            for addition in additions:
-                key, values = self._key("history", addition.user), self._key("values", addition.user)
-                members = [_member(event) for event in addition.events]
-                known = self._db.zmscore(key, members) if members else []
-                num_new = 0
-                for event, member, score in zip(addition.events, members, known, strict=True):
-                    if score is not None or (key, member) in seen:
-                        continue
-                    seen.add((key, member))
-                    num_new += 1
-                    pipe.zadd(key, {member: self._score(key, int(event.time_ms or 0), places)})
-                    if event.value is not None:
-                        pipe.hset(values, member, repr(event.value))
-                    if queued:
-                        pipe.rpush(self._key("pending"), json.dumps([addition.user, line_of(addition.user, event)]))
-                pipe.zremrangebyrank(key, 0, -self._max_events - 1)
-                counts.append(num_new)
-            pipe.execute()
-        return counts
+        """One transaction, begun anew where somebody else has added to one of the histories since it was begun."""
+
+        def adding(pipe: Pipeline) -> list[int]:
+            places: dict[tuple[str, int], int] = {}
+            seen: set[tuple[str, str]] = set()
+            pipe.multi()
+            return [self._add_one(pipe, addition, places, seen, queued) for addition in additions]
+
+        return self._changed(adding, *{self._key("history", addition.user) for addition in additions})
+
+    def _add_one(
+        self,
+        pipe: Pipeline,
+        addition: Addition,
+        places: dict[tuple[str, int], int],
+        seen: set[tuple[str, str]],
+        queued: bool,
+    ) -> int:
+        key, values = self._key("history", addition.user), self._key("values", addition.user)
+        members = [_member(event) for event in addition.events]
+        known = self._db.zmscore(key, members) if members else []
+        num_new = 0
+        for event, member, score in zip(addition.events, members, known, strict=True):
+            if score is not None or (key, member) in seen:
+                continue
+            seen.add((key, member))
+            num_new += 1
+            pipe.zadd(key, {member: self._score(key, int(event.time_ms or 0), places)})
+            if event.value is not None:
+                pipe.hset(values, member, repr(event.value))
+            if queued:
+                pipe.rpush(self._key("pending"), json.dumps([addition.user, line_of(addition.user, event)]))
+        pipe.zremrangebyrank(key, 0, -self._max_events - 1)
+        return num_new
+
+    def _changed(self, change: Callable[[Pipeline], _T], *keys: str) -> _T:
+        """What ``change`` gives, once it went through without a change of ``keys`` by anybody else."""
+        changed: Any = self._db.transaction
+        return cast(_T, changed(change, *keys, value_from_callable=True))
 
     def _score(self, key: str, time_ms: int, places: dict[tuple[str, int], int]) -> int:
         """The next place of its moment; the first ones may have gone, so that counting what is there would not do."""
@@ -109,32 +131,56 @@ class RedisStore:
         return [_event(member, values.get(member)) for member in members]
 
     def forget(self, user: str) -> int:
-        mine = [raw for raw in self._queue(-1) if json.loads(raw)[0] == user]
-        with self._explained(), self._db.pipeline(transaction=True) as pipe:
-            pipe.zcard(self._key("history", user))
-            pipe.delete(self._key("history", user), self._key("values", user))
+        history = self._key("history", user)
+
+        def forgetting(pipe: Pipeline) -> int:
+            # An event enters history and queue together, so the queue can hold no other one of the user's.
+            mine = [raw for raw in self._queue(-1) if json.loads(raw)[0] == user]
+            num_events = int(self._db.zcard(history))
+            pipe.multi()
+            pipe.delete(history, self._key("values", user))
             for raw in mine:
                 pipe.lrem(self._key("pending"), 0, raw)
             pipe.sadd(self._key("erasing"), user)
             pipe.sadd(self._key("forgotten"), mark_of(user, self._salt))
-            return int(pipe.execute()[0])
+            return num_events
+
+        with self._explained():
+            return self._changed(forgetting, history)
 
     def pending(self, limit: int) -> Pending:
-        lines = [tuple(json.loads(raw)) for raw in self._queue(limit - 1)] if limit else []
-        return Pending(int(self._meta("segment")), lines)
+        with self._explained(), self._db.pipeline(transaction=True) as pipe:
+            pipe.hget(self._key("meta"), "segment")
+            pipe.smembers(self._key("erasing"))
+            if limit:
+                pipe.lrange(self._key("pending"), 0, limit - 1)
+            segment, erasing, *waiting = pipe.execute()
+        lines = [tuple(json.loads(raw)) for raw in (waiting[0] if waiting else [])]
+        gone = {user.decode() for user in erasing}
+        return Pending(int(segment), [(user, line) for user, line in lines if user not in gone])
 
     def _queue(self, last: int) -> list[str]:
-        with self._explained():
-            waiting: list[Any] = self._db.lrange(self._key("pending"), 0, last)
-            return [raw.decode() for raw in waiting]
+        waiting: list[Any] = self._db.lrange(self._key("pending"), 0, last)
+        return [raw.decode() for raw in waiting]
 
     def logged(self, written: Pending) -> None:
-        with self._explained(), self._db.pipeline(transaction=True) as pipe:
-            pipe.ltrim(self._key("pending"), len(written.lines), -1)
-            pipe.hset(self._key("meta"), "segment", str(written.segment + 1))
+        meta = self._key("meta")
+
+        def taking_out(pipe: Pipeline) -> None:
+            found = int(self._meta("segment"))
+            if found != written.segment:
+                raise ServingError(
+                    f"Segment {written.segment} of the event log was written by another service, which is at {found}"
+                )
+            pipe.multi()
+            for user, line in written.lines:  # the first ones, so that each is found at once
+                pipe.lrem(self._key("pending"), 1, json.dumps([user, line]))
+            pipe.hset(meta, "segment", str(written.segment + 1))
             for user in {user for user, _ in written.lines}:
                 pipe.sadd(self._key("logged", user), str(written.segment))
-            pipe.execute()
+
+        with self._explained():
+            self._changed(taking_out, meta)
 
     def segments_of(self, user: str) -> list[int]:
         with self._explained():

@@ -48,6 +48,8 @@ _TRIM = """DELETE FROM events WHERE user = ?1 AND (time_ms, place) <
 class SqliteStore:
     """A ``HistoryStore`` in a folder of this machine, which keeps the latest ``max_events`` of every user."""
 
+    shared = False
+
     def __init__(self, folder: Path, max_events: int) -> None:
         """Raises StorageError where the folder cannot be written, ArtefactError for a file that is no such store."""
         self._path, self._max_events = folder / FILE, max_events

@@ -36,7 +36,13 @@ class Pending:
 
 
 class HistoryStore(Protocol):
-    """Histories of users, for one writer at a time; ``events`` may be called from any thread meanwhile."""
+    """Histories of users; ``events`` may be called from any thread while another one writes.
+
+    Only who writes the log calls ``pending``, ``logged``, ``erasing`` and ``erased``, and there is one such at a time.
+    """
+
+    shared: bool
+    """True if several processes may have it open at a time, as two services do while one takes over from the other."""
 
     def add(self, additions: Sequence[Addition]) -> list[int]:
         """How many events of each addition were new; all are there, for good, when it returns, or none is."""
@@ -54,10 +60,13 @@ class HistoryStore(Protocol):
         """Drops the user, and gives the number of events dropped; ``erasing`` lists them until ``erased``."""
 
     def pending(self, limit: int) -> Pending:
-        """The oldest events that the log has not got."""
+        """The oldest events that the log has not got; those of users in ``erasing`` wait until these are erased."""
 
     def logged(self, written: Pending) -> None:
-        """Takes what was written to the log out of the queue."""
+        """Takes what was written to the log out of the queue.
+
+        Raises ServingError where another process has written that segment meanwhile.
+        """
 
     def segments_of(self, user: str) -> list[int]:
         """Numbers of the log's segments that may hold events of a user."""

@@ -1,4 +1,7 @@
-"""SIGKILL of the process that keeps histories, at any moment: what it accepted is kept, and in the log once."""
+"""SIGKILL of the process that keeps histories, at any moment: what it accepted is kept, and in the log once.
+
+With Redis another service goes on writing meanwhile, as while one takes over from the other.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +47,18 @@ asyncio.run(write(int(sys.argv[1]), Keeping(sys.argv[2], sys.argv[3], "shop", 10
 """
 
 
-def accepted_until_killed(first: int, keeping: Keeping, draw: random.Random) -> list[tuple[int, int]]:
-    """(client, event) of all that was accepted before the process was killed."""
+def writer(first: int, keeping: Keeping) -> subprocess.Popen[str]:
+    """A service that accepts events until it is killed, once it has begun."""
     command = [sys.executable, "-c", WRITER, str(first), keeping.store, keeping.state]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stdout.readline() == "ready\n"
-        wanted = draw.randrange(1, 120)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    return process
+
+
+def accepted_until_killed(process: subprocess.Popen[str], wanted: int) -> list[tuple[int, int]]:
+    """(client, event) of all that was accepted before the process was killed, after so many lines."""
+    with process:
+        assert process.stdout
         lines = [process.stdout.readline() for _ in range(wanted)]
         process.kill()
         lines += process.stdout.read().splitlines(keepends=True)
@@ -68,9 +77,14 @@ def test_nothing_accepted_is_lost_or_told_twice(kind: str, tmp_path: Path) -> No
 def kill_again_and_again(keeping: Keeping) -> None:
     draw = random.Random(3)
     accepted: list[tuple[int, int]] = []
+    other = writer(500_000, keeping) if keeping.store != "embedded" else None
     for number in range(NUM_KILLS):
-        accepted += accepted_until_killed(1_000 * number, keeping, draw)
+        accepted += accepted_until_killed(writer(1_000 * number, keeping), draw.randrange(1, 120))
     assert len(accepted) > 10 * NUM_KILLS
+    if other is not None:
+        theirs = accepted_until_killed(other, 1)
+        assert len(theirs) > 10 * NUM_KILLS
+        accepted += theirs
 
     async def found() -> dict[int, list[int | None]]:
         histories = Histories(keeping)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -202,6 +204,51 @@ def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="--state"):
         SqliteStore(tmp_path / "file", 5)
+
+
+def test_two_services_may_write_to_one_server_at_a_time(server: str) -> None:
+    with redis.Redis.from_url(server) as client:
+        client.flushall()
+    stores = [RedisStore(server, "shop", 1_000) for _ in range(2)]
+    groups = [[Addition("u", [view(at, at // 3)])] for at in range(120)]
+    with ThreadPoolExecutor(2) as threads:
+        counts = list(threads.map(lambda store: [store.add(group)[0] for group in groups], stores))
+    assert [sum(both) for both in zip(*counts, strict=True)] == [1] * 120
+    assert [len(store.events("u")) for store in stores] == [120, 120]
+    assert Counter(event.item_id for event in stores[0].events("u")) == {f"i{at}": 1 for at in range(120)}
+    assert len(stores[0].pending(1_000).lines) == 120
+    for store in stores:
+        store.close()
+
+
+def test_what_another_service_has_logged_is_not_taken_out_twice(server: str) -> None:
+    with redis.Redis.from_url(server) as client:
+        client.flushall()
+    slow, quick = (RedisStore(server, "shop", 5) for _ in range(2))
+    slow.add([Addition("u", [view(1, 1)])])
+    mine = slow.pending(10)
+    quick.add([Addition("u", [view(2, 2)])])
+    quick.logged(quick.pending(10))
+    quick.add([Addition("u", [view(3, 3)])])
+    with pytest.raises(ServingError, match="Segment 1 of the event log was written by another service, which is at 2"):
+        slow.logged(mine)
+    assert [json.loads(line)["timestamp"] for _, line in slow.pending(10).lines] == [3]
+    slow.close()
+    quick.close()
+
+
+def test_what_comes_after_the_wish_to_be_forgotten_is_logged_once_the_rest_is_erased(server: str) -> None:
+    with redis.Redis.from_url(server) as client:
+        client.flushall()
+    store = RedisStore(server, "shop", 5)
+    store.add([Addition("u", [view(1, 1)])])
+    store.forget("u")
+    store.add([Addition("u", [view(2, 2)]), Addition("v", [view(3, 3)])])
+    assert [user for user, _ in store.pending(10).lines] == ["v"]
+    store.logged(store.pending(10))
+    store.erased("u")
+    assert [user for user, _ in store.pending(10).lines] == ["u"]
+    store.close()
 
 
 def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
