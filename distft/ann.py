@@ -79,10 +79,16 @@ class Index:
         index.facts = IndexFacts(len(centres_LD), index.num_probed, k, round(recall, 4), len(states_BD))
         return index
 
-    def search(self, states_BD: Tensor, k: int) -> NDArray[np.int64]:
-        """rows_BK: candidates for each state, best first by their product; -1 where the lists held fewer."""
-        self._faiss.nprobe = self.num_probed
-        rows_BK: NDArray[np.int64] = self._faiss.search(_array(states_BD), k)[1]
+    def search(self, states_BD: Tensor, k: int, kept_N: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """rows_BK: candidates for each state, best first by their product; -1 where the lists held fewer.
+
+        ``kept_N``: the item rows that may be found, None for all.
+        """
+        # FAISS's stubs do not know of the arguments that its Python classes take.
+        bits = None if kept_N is None else np.packbits(kept_N, bitorder="little")
+        selector = None if bits is None else faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
+        how = faiss.SearchParametersIVF(nprobe=self.num_probed, sel=selector)  # type: ignore[call-arg]
+        rows_BK: NDArray[np.int64] = self._faiss.search(_array(states_BD), k, params=how)[1]
         return rows_BK
 
     def save(self, bundle: Storage) -> None:

@@ -479,6 +479,10 @@ def serve(  # noqa: PLR0913  one parameter an option
         str | None, typer.Option("--request-log", metavar="FILE", help="write a line for every request")
     ] = None,
     log_users: Annotated[bool, typer.Option("--log-users", help="the request log may name users")] = False,
+    deny: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="items never to be recommended, an id a line; followed"),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Serve a bundle over HTTP with Ray Serve until interrupted."""
@@ -492,7 +496,7 @@ def serve(  # noqa: PLR0913  one parameter an option
             folder = default_state(bundle)
         secret, keys = running.enter_context(_access(keys, no_auth))
         tls = _certificate(tls_cert, tls_key)
-        options = Options(history, folder, pseudonym_key, keys, request_log, log_users, tls)
+        options = Options(history, folder, pseudonym_key, keys, request_log, log_users, tls, deny)
 
         listen = port or (free_port(host) if probe else DEFAULT_PORT)
         with terminal.watching("starting the service") as watcher:

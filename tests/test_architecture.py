@@ -64,6 +64,7 @@ RAY = {
     "serve.app",
     "serve.declared",
     "serve.metrics",
+    "serve.replicas",
     "serve.server",
     "doctor",
     "submit",

@@ -22,6 +22,7 @@ from distft.models.mlp.config import Config as MLPConfig
 from distft.models.weights import MODEL_PREFIX, read_weights
 from distft.pipeline import Context, run
 from distft.ranking import Ranker
+from distft.sections.serve import Serve
 from distft.serve.golden import FILE, first_difference, read_golden
 from distft.serve.predictor import Predictor
 from distft.storage import Storage
@@ -97,6 +98,23 @@ def test_from_names_one_checkpoint_by_its_path(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ArtefactError, match=damaged.name):
         run(Context(more, Storage(root), from_="train/checkpoints/step-8"), ("export",))
     assert_bundle_holds(root, [first])
+
+
+def test_a_large_catalogue_gets_an_index_with_its_recall(tmp_path: Path) -> None:
+    (job,) = make_jobs(tmp_path, [(2, "fp32")])
+    job = job.model_copy(update={"serve": Serve(index_above_items=11, index_recall=0.9)})
+    run_ranks(1, trained_all, [job])
+    run(Context(job, Storage(job.storage)), ("export",))
+    bundle = Storage(job.storage) / "bundle"
+    facts = bundle.read_json("index/index.json")
+    assert facts["k"] == 10 and 0.9 <= facts["recall"] <= 1 and facts["num_states"] > 0
+    assert {"index/index.json", "index/lists.safetensors"} <= set(bundle.verified("bundle").files)
+    predictor = Predictor.load(bundle)
+    assert predictor.describe()["index"] == facts
+    assert first_difference(predictor, read_golden(bundle, 10)) is None
+    few = job.model_copy(update={"serve": Serve(index_above_items=12)})
+    run(Context(few, Storage(job.storage), force=True), ("export",))
+    assert not any(name.startswith("index/") for name in bundle.verified("bundle").files)
 
 
 def test_golden_requests_tell_made_up_users_where_the_model_takes_their_features(tmp_path: Path) -> None:

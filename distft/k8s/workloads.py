@@ -69,6 +69,7 @@ def ray_service(job: Job, target: Target, bundle: str) -> Json:
     files: dict[str, tuple[str, Json]] = {
         "keys": ("/etc/distft/keys", {"secret": {"secretName": "distft-api-keys"}}),
         "history": ("/etc/distft/history", {"secret": {"secretName": "distft-history"}}),
+        "deny": ("/etc/distft/deny", {"configMap": {"name": "distft-deny"}}),
     }
     replicas = (max(1, job.serve.min_replicas), job.serve.max_replicas)
     cluster = cluster_spec("service", target.image, REPLICA, replicas, files)

@@ -2,8 +2,8 @@
 
 Enters: HTTP. Leaves: recommendations. The ingress speaks HTTP and sends each query through a handle to the
 application that its ``user_config`` names; a promotion starts ``model-<hash>`` beside the old one and then changes
-that field, so clients see no gap. Surprising choice: what the model refuses comes back as a value, not as an
-exception, because Ray would wrap it and lose which field is at fault.
+that field, so clients see no gap. Surprising choice: the event types that the model knows are told to the ingress
+in ``user_config``, because an event is accepted or refused while no model may be up.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import AutoscalingConfig
@@ -27,29 +24,22 @@ from ray.serve.schema import LoggingConfig
 
 from distft.data.encode import RawEvent
 from distft.data.pseudonyms import open_pseudonyms
-from distft.errors import DistftError, QueryError, ServingError
+from distft.errors import DistftError, ServingError
 from distft.sections.serve import Serve
 from distft.serve.admission import FULL, Admission, Bounded
 from distft.serve.api import MAX_IN_FLIGHT, build_api
 from distft.serve.arrangement import HISTORIES, INGRESS, MODEL_PREFIX, Arrangement, ServedBundle
-from distft.serve.batching import Batcher, Overloaded
+from distft.serve.batching import Overloaded
 from distft.serve.door import Door, log_requests
-from distft.serve.golden import GoldenRequest, answered_as_expected, difference, first_difference, read_golden
-from distft.serve.histories import Histories, Keeping
+from distft.serve.golden import GoldenRequest, difference
+from distft.serve.histories import Keeping
 from distft.serve.keys import Keyring
-from distft.serve.metrics import Counted, IngressMeter, ModelMeter
-from distft.serve.predictor import EncodedQuery, Predictor, Query, Recommendation
+from distft.serve.metrics import Counted, IngressMeter
+from distft.serve.predictor import Query, Recommendation
 from distft.serve.problems import FieldError, Problem
-from distft.storage import Storage
+from distft.serve.replicas import QUEUED_BATCHES, Busy, HistoryReplica, ModelReplica, Refusal
 
 CPUS_PER_REPLICA = 1
-QUEUED_BATCHES = 8
-"""Full batches that may wait inside a replica, and as many again outside, before requests are turned away with 503.
-
-Waiting inside is cheap: a replica that is full makes Ray's router ask again only after a growing pause. This is the
-last line: the ingress lets in fewer, see ``admission``.
-"""
-
 REPORT_INTERVAL_S = 1.0
 """How often replicas tell the autoscaler how many requests they have."""
 
@@ -60,81 +50,6 @@ FORGET_TIMEOUT_S = 60.0
 """How long forgetting a user may take: every segment of the log that holds one of the user's events is rewritten."""
 
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why the model cannot follow a query, and the field at fault."""
-
-    field: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Busy:
-    """Too many requests wait in the replica already."""
-
-
-class ModelReplica:
-    """One process with the model of a bundle; it never starts with a model that scores otherwise than expected."""
-
-    def __init__(self, bundle_uri: str) -> None:
-        started_s = time.perf_counter()
-        assigned = ray.get_runtime_context().get_assigned_resources()
-        torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
-        bundle = Storage(bundle_uri)
-        self.predictor = Predictor.load(bundle)
-        self.golden = read_golden(bundle, self.predictor.job.serve.max_k)
-        wrong = first_difference(self.predictor, self.golden)
-        if wrong:
-            raise ServingError(f"The model of {bundle_uri} does not score as it was exported: {wrong}")
-        self.proof = answered_as_expected(self.predictor, self.golden)
-        settings = self.predictor.job.serve
-        meter = ModelMeter(self.predictor.version)
-        # Computed in a thread, so that this replica still answers health checks meanwhile.
-        self._batcher = Batcher[EncodedQuery, Recommendation](
-            self.predictor.answer,
-            settings.max_batch_size,
-            settings.batch_wait_s,
-            QUEUED_BATCHES * settings.max_batch_size,
-            meter.batch,
-        )
-        meter.started(time.perf_counter() - started_s)
-
-    async def recommend(self, query: Query) -> Recommendation | Refusal | Busy:
-        """The answer to one query, computed together with those that arrive at the same time."""
-        try:
-            encoded = self.predictor.encode(query)
-        except QueryError as error:
-            return Refusal(error.field, str(error))
-        try:
-            return await self._batcher.ask(encoded)
-        except Overloaded:
-            return Busy()
-
-    async def describe(self) -> dict[str, Any]:
-        """The facts of the model."""
-        return self.predictor.describe()
-
-    async def golden_request(self) -> GoldenRequest:
-        """A request with its expected answer."""
-        return self.proof
-
-
-class HistoryReplica(Histories):
-    """The one process that keeps users' histories."""
-
-    def __init__(self, keeping: Keeping, bundle_uri: str) -> None:
-        super().__init__(keeping)
-        self.bundle = Storage(bundle_uri)
-
-    async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Follows ``user_config``: {"version"} of the bundle whose histories are taken over."""
-        await self.fill(self.bundle, config["version"])
-
-    async def __del__(self) -> None:
-        """Ray Serve calls this when it stops the replica."""
-        await self.close()
 
 
 class Ingress:
@@ -194,12 +109,12 @@ class Ingress:
         """The events that are kept of a user. Raises ServingError if they do not come."""
         if self.histories is None:
             return []
-        events: list[RawEvent] = await self._ask("events", self._name(user_id), of=self.histories)
+        events: list[RawEvent] = await self._ask_store("events", user_id)
         return events
 
     def check_events(self, events: Sequence[RawEvent]) -> None:
         """Raises Problem 422 for a type that the model does not know, 404 where nothing keeps histories."""
-        self._keeper()
+        self._store()
         for index, event in enumerate(events):
             if event.event not in self.event_names:
                 what = f"{event.event[:100]!r} is no event type of this service: {', '.join(self.event_names)}"
@@ -207,20 +122,25 @@ class Ingress:
 
     async def remember(self, user_id: str, events: Sequence[RawEvent]) -> int:
         """How many of the events were new, and are kept now. Raises ServingError where that is not known."""
-        return int(await self._ask("add", self._name(user_id), list(events), of=self._keeper()))
+        return int(await self._ask_store("add", user_id, list(events)))
 
     async def forget(self, user_id: str) -> int:
         """How many events were dropped."""
-        return int(await self._ask("forget", self._name(user_id), of=self._keeper(), timeout_s=FORGET_TIMEOUT_S))
+        return int(await self._ask_store("forget", user_id, timeout_s=FORGET_TIMEOUT_S))
 
-    def _keeper(self) -> DeploymentHandle:
+    async def _ask_store(self, operation: str, user_id: str, *args: Any, timeout_s: float | None = None) -> Any:
+        """What the history store answers; it knows the user by a pseudonym where there are some."""
+        store, began_s = self._store(), time.perf_counter()
+        name = self.pseudonyms.of(user_id) if self.pseudonyms else user_id
+        try:
+            return await self._ask(operation, name, *args, of=store, timeout_s=timeout_s)
+        finally:
+            self.meter.history(operation, time.perf_counter() - began_s)
+
+    def _store(self) -> DeploymentHandle:
         if self.histories is None:
             raise Problem(404, "This service keeps no histories: serve.history is none.")
         return self.histories
-
-    def _name(self, user_id: str) -> str:
-        """Under which name the store knows a user."""
-        return self.pseudonyms.of(user_id) if self.pseudonyms else user_id
 
     async def describe(self) -> dict[str, Any]:
         """The facts of the current model."""
@@ -290,8 +210,8 @@ async def _reply(response: DeploymentResponse[Any]) -> Any:
         raise
 
 
-def model_application(bundle_uri: str, settings: Serve) -> serve.Application:
-    """The application that serves the model of a bundle; it has no HTTP route of its own."""
+def model_application(bundle_uri: str, settings: Serve, deny: str | None = None) -> serve.Application:
+    """The application that serves the model of a bundle, but for the items of ``deny``; it has no HTTP route."""
     deployment = serve.deployment(ModelReplica, name="model").options(
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
         autoscaling_config=_autoscaling(settings),
@@ -299,7 +219,7 @@ def model_application(bundle_uri: str, settings: Serve) -> serve.Application:
         max_queued_requests=QUEUED_BATCHES * settings.max_batch_size,
         logging_config=_QUIET,
     )
-    return deployment.bind(bundle_uri)
+    return deployment.bind(bundle_uri, deny)
 
 
 def history_application(bundle_uri: str, version: str, keeping: Keeping) -> serve.Application:
@@ -368,7 +288,7 @@ def deploy(bundle: ServedBundle, arrangement: Arrangement, http: tuple[str, int]
     options = {"runtime_env": {"env_vars": proxy}}
     serve.start(http_options={"host": host, "port": port}, logging_config=_QUIET, controller_options=options)
     name, settings = f"{MODEL_PREFIX}{bundle.version}", bundle.settings
-    targets = [serve.RunTarget(model_application(bundle.uri, settings), name=name, route_prefix=None)]
+    targets = [serve.RunTarget(model_application(bundle.uri, settings, arrangement.deny), name=name, route_prefix=None)]
     if arrangement.keeping is not None:
         histories = history_application(bundle.uri, bundle.version, arrangement.keeping)
         targets.append(serve.RunTarget(histories, name=HISTORIES, route_prefix=None))

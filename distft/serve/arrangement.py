@@ -20,6 +20,7 @@ from distft.job import Job
 from distft.jobfile import parse_job
 from distft.sections.data import Pseudonyms as PseudonymKey
 from distft.sections.serve import Serve
+from distft.serve.denylist import read_deny_list
 from distft.serve.door import DoorPolicy
 from distft.serve.histories import Keeping
 from distft.serve.keys import read_keys
@@ -42,7 +43,8 @@ class Options:
     ``history``: in the place of ``serve.history``. ``state``: folder of the histories and the event log; without one no
     histories are kept. ``pseudonym_key``: where the key of ``data.pseudonyms`` lies here. ``keys``: file of API keys;
     without one everybody on this machine is answered, and nobody else. ``request_log``: a file that gets a line for
-    every request; ``log_users``: it may name users. ``tls``: HTTPS with this certificate, and nothing else.
+    every request; ``log_users``: it may name users. ``tls``: HTTPS with this certificate, and nothing else. ``deny``:
+    file of items that nobody is recommended.
     """
 
     history: str | None = None
@@ -52,6 +54,7 @@ class Options:
     request_log: str | None = None
     log_users: bool = False
     tls: Certificate | None = None
+    deny: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class ServedBundle:
 @dataclass(frozen=True)
 class Arrangement:
     """How a service is run: where it keeps histories (None: nowhere), by which key it names users there, who may ask
-    (None: everybody), and what is written of each request.
+    (None: everybody), what is written of each request, and which items are denied.
     """
 
     keeping: Keeping | None = None
@@ -75,6 +78,7 @@ class Arrangement:
     keys: str | None = None
     request_log: str | None = None
     policy: DoorPolicy = field(default_factory=DoorPolicy)
+    deny: str | None = None
 
 
 def served_bundle(bundle: Storage) -> tuple[ServedBundle, Job]:
@@ -92,12 +96,15 @@ def arranged(job: Job, bundle: Storage, options: Options, num_nodes: int) -> Arr
         read_keys(Path(options.keys))
     if options.tls is not None:
         check_certificate(options.tls)
+    if options.deny is not None:
+        read_deny_list(Path(options.deny))
     return Arrangement(
         keeping,
         pseudonyms,
         options.keys and os.path.abspath(options.keys),
         options.request_log and os.path.abspath(options.request_log),
         DoorPolicy(options.tls is not None, options.log_users),
+        options.deny and os.path.abspath(options.deny),
     )
 
 

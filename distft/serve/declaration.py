@@ -15,16 +15,24 @@ from distft.serve.arrangement import HISTORIES, INGRESS, MODEL_PREFIX
 BUILDERS = "distft.serve.declared"
 KEYS_FILE = "/etc/distft/keys/keys.json"
 HISTORY_FILE = "/etc/distft/history/url"
+DENY_FILE = "/etc/distft/deny/items"
 PORT = 8000
 
 
 def serve_config(
-    job: Job, bundle: str, *, label: str | None = None, keys: str = KEYS_FILE, history_file: str = HISTORY_FILE
+    job: Job,
+    bundle: str,
+    *,
+    label: str | None = None,
+    keys: str = KEYS_FILE,
+    history_file: str = HISTORY_FILE,
+    deny: str = DENY_FILE,
 ) -> dict[str, Any]:
     """The configuration of a service of ``bundle``.
 
     ``label``: what names its model's application, by default the job's name. ``keys``: file of the API keys' hashes;
-    ``history_file``: file with the URL of Redis; both as the cluster's nodes see them.
+    ``history_file``: file with the URL of Redis; ``deny``: file of items that are never recommended; all as the
+    cluster's nodes see them.
     """
     name = f"{MODEL_PREFIX}{label or job.name}"
     service = {
@@ -39,7 +47,7 @@ def serve_config(
         "http_options": {"host": "0.0.0.0", "port": PORT},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": [
-            _application(name, "model", None, {"bundle": bundle}),
+            _application(name, "model", None, {"bundle": bundle, "deny": deny}),
             _application(HISTORIES, "histories", None, service),
             _application(INGRESS, "ingress", "/", service),
         ],

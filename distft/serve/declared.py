@@ -22,15 +22,21 @@ NUM_NODES = 2
 """At least: pods come and go, so histories must lie outside of them."""
 
 
-class ModelArguments(BaseModel):
-    """Of the application of one model."""
+class BundleArguments(BaseModel):
+    """What every application is of."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     bundle: str
 
 
-class ServiceArguments(ModelArguments):
+class ModelArguments(BundleArguments):
+    """Of the application of one model. ``deny``: file of items that are never recommended."""
+
+    deny: str | None = None
+
+
+class ServiceArguments(BundleArguments):
     """Of the ingress and of the histories, which must agree.
 
     ``model_application``: where the ingress sends requests. ``state``: folder or URI of the event log. ``keys``: file
@@ -46,8 +52,9 @@ class ServiceArguments(ModelArguments):
 
 def model(arguments: dict[str, Any]) -> serve.Application:
     """The application that serves the model of a bundle. Raises ArtefactError for a damaged bundle."""
-    served, _ = served_bundle(Storage(ModelArguments.model_validate(arguments).bundle))
-    return app.model_application(served.uri, served.settings)
+    told = ModelArguments.model_validate(arguments)
+    served, _ = served_bundle(Storage(told.bundle))
+    return app.model_application(served.uri, served.settings, told.deny)
 
 
 def histories(arguments: dict[str, Any]) -> serve.Application:

@@ -91,7 +91,7 @@ def _parse(line: bytes, place: str, max_k: int) -> GoldenRequest:
     except (ValueError, KeyError, TypeError, Problem) as error:
         raise ArtefactError(f"{place} is no golden request: {error}", "", "Export the model again.") from error
     k = min(query.k, max_k)
-    return GoldenRequest(replace(query, k=k), tuple(ids[:k]), tuple(scores[:k]))
+    return GoldenRequest(replace(query, k=k, deny=False), tuple(ids[:k]), tuple(scores[:k]))
 
 
 def _close(expected: float, given: float) -> bool:

@@ -2,16 +2,14 @@
 
 Enters: a file of keys, and the ``Authorization`` header of a request. Leaves: the name of the key, or a Problem: 401
 for a key that is unknown, 429 for one that asks too often. The file holds SHA-256 hashes, never keys: a key is 256 bits
-of chance, so that a slow hash would protect nothing, and cost every request. Surprising choice: the file is looked at
-again every two seconds, so that a key is added or taken away without a restart; one that cannot be read then leaves the
-keys as they were.
+of chance, so that a slow hash would protect nothing, and cost every request. Surprising choice: the file is followed,
+so that a key is added or taken away without a restart.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import os
 import secrets
 import time
@@ -24,18 +22,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distft import atomic
 from distft.errors import UsageError
+from distft.serve.followed import Followed
 from distft.serve.problems import Problem
 from distft.storage import canonical_json, explained
 
 PREFIX = "distft_"
 """Begins every key, so that scanners of source code know one that leaked."""
 
-RELOAD_S = 2.0
 MAX_HEADER_CHARS = 200
 BURST_S = 1.0
 """A key that was quiet may ask for so many seconds' worth at once."""
-
-logger = logging.getLogger(__name__)
 
 
 class Key(BaseModel):
@@ -146,19 +142,16 @@ class Keyring:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises UsageError where the file cannot be used."""
-        self._path, self._clock = path, clock
-        self._keys = read_keys(path)
-        self._stamp, self._looked_s = _stamp(path), clock()
+        self._keys, self._clock = Followed(path, read_keys, clock), clock
         self._buckets: dict[str, Bucket] = {}
 
     def admit(self, authorization: str | None) -> str:
         """The name of the key in the header. Raises Problem 401 or 429."""
         now_s = self._clock()
-        self._follow(now_s)
         scheme, _, secret = (authorization or "")[:MAX_HEADER_CHARS].partition(" ")
         digest = hashlib.sha256(secret.strip().encode()).hexdigest()
         found: Key | None = None
-        for key in self._keys:  # all of them, each compared in constant time: how long it takes tells nothing
+        for key in self._keys.value():  # all of them, each compared in constant time: how long it takes tells nothing
             if hmac.compare_digest(key.sha256, digest):
                 found = key
         if found is None or scheme.lower() != "bearer":
@@ -179,25 +172,3 @@ class Keyring:
         if wait_s > 0:
             what = f"The key {key.name} may ask {key.requests_per_s:g} times a second."
             raise Problem(429, what, retry_after_s=max(1, -int(-wait_s // 1)))
-
-    def _follow(self, now_s: float) -> None:
-        if now_s - self._looked_s < RELOAD_S:
-            return
-        self._looked_s = now_s
-        stamp = _stamp(self._path)
-        if stamp == self._stamp:
-            return
-        try:
-            self._keys = read_keys(self._path)
-        except UsageError as error:
-            logger.error("The keys stay as they were: %s", error)
-        self._stamp = stamp
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is written again or replaced."""
-    try:
-        found = path.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_size, found.st_ino)

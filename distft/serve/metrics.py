@@ -35,6 +35,7 @@ COMPUTED = "distft_serve_batch_computed_s"
 QUEUE_WAIT = "distft_serve_queue_wait_s"
 QUEUE_LENGTH = "distft_serve_queue_length"
 CANCELLED = "distft_serve_cancelled"
+HISTORY = "distft_serve_history_latency_s"
 START = "distft_serve_replica_start_s"
 
 
@@ -45,6 +46,9 @@ class IngressMeter:
         tags = ("route", "status", "model_version")
         self._requests = Counter(REQUESTS, description="requests by route, status and model", tag_keys=tags)
         self._latency = Histogram(LATENCY, description="seconds of a request", boundaries=SECONDS, tag_keys=("route",))
+        self._history = Histogram(
+            HISTORY, description="seconds of the history store", boundaries=SECONDS, tag_keys=("operation",)
+        )
         self._refused = Counter(REFUSED, description="requests turned away because too many were in flight")
         self._retries = Counter(RETRIES, description="requests that asked another replica because theirs had died")
         self._in_flight = Gauge(IN_FLIGHT, description="requests for the model that are being answered")
@@ -54,6 +58,10 @@ class IngressMeter:
         """Counts one answered request."""
         self._requests.inc(tags={"route": route, "status": str(status), "model_version": model_version})
         self._latency.observe(took_s, tags={"route": route})
+
+    def history(self, operation: str, took_s: float) -> None:
+        """Counts what was asked of the store of histories: ``events`` (reading), ``add`` or ``forget``."""
+        self._history.observe(took_s, tags={"operation": operation})
 
     def refused(self) -> None:
         """Counts a request that was turned away."""

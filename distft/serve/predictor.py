@@ -48,6 +48,7 @@ class Query:
     False none. ``filter``: feature name → values, of which an item must have one. ``user``: what is known of the
     user, feature name → value. ``exclude_items``: ids not to recommend. ``kept``: the events were kept by the service,
     perhaps in the time of another model, so that those of types unknown to this one are left out instead of refused.
+    ``deny``: the service's deny-list counts, which it does for every query but those that prove the model.
     """
 
     events: Sequence[RawEvent]
@@ -57,6 +58,7 @@ class Query:
     user: Mapping[str, str | float] = field(default_factory=dict)
     exclude_items: tuple[str, ...] = ()
     kept: bool = False
+    deny: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,17 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class EncodedQuery:
-    """A query that was found answerable, as rows. ``kept_N`` are the items that pass the filter, None if all do."""
+    """A query that was found answerable, as rows.
+
+    ``kept_N`` are the items that pass the filter and the deny-list, None if all do; ``filtered``: there is a filter.
+    """
 
     histories: Histories
     k: int
     excluded: NDArray[np.int32]
     kept_N: NDArray[np.bool_] | None
     user: Mapping[str, str | float] = field(default_factory=dict)
+    filtered: bool = False
 
     @property
     def num_events(self) -> int:
@@ -103,6 +109,8 @@ class Predictor:
         self.encoder = encoder
         self.ranker = ranker
         self.version = version
+        self._denied: Sequence[str] = ()
+        self._allowed_N: NDArray[np.bool_] | None = None
         self._filters = {column.spec.name: column for column in encoder.features if column.spec.kind == "category"}
 
     @classmethod
@@ -126,6 +134,15 @@ class Predictor:
             index = Index.load(bundle, ranker.vectors_ND)
         return cls(job, encoder, ranker, manifest.sha256[:VERSION_CHARS], index)
 
+    def deny(self, item_ids: Sequence[str]) -> None:
+        """These items are not recommended from now on; ids that the model does not know say nothing."""
+        if item_ids is self._denied:
+            return
+        rows = self.encoder.item_rows(item_ids)
+        allowed_N = np.ones(self.encoder.num_items, bool)
+        allowed_N[rows[rows >= NUM_RESERVED]] = False
+        self._denied, self._allowed_N = item_ids, None if allowed_N.all() else allowed_N
+
     def recommend(self, queries: Sequence[Query], *, exact: bool = False) -> list[Recommendation]:
         """The answer to each query; ``exact``: without the index. Raises QueryError for the first without answer."""
         encoded = [self.encode(query) for query in queries]
@@ -143,7 +160,12 @@ class Predictor:
         seen = excluded_items(histories, self._exclusion(query.exclude_seen), self.encoder.target_codes)
         denied = self.encoder.item_rows(query.exclude_items)
         excluded = np.union1d(seen[0] if seen else denied[:0], denied[denied >= NUM_RESERVED])
-        return EncodedQuery(histories, query.k, excluded.astype(np.int32), self._kept(query.filter), query.user)
+        kept_N = self._kept(query.filter)
+        if query.deny and self._allowed_N is not None:
+            kept_N = self._allowed_N if kept_N is None else kept_N & self._allowed_N
+        return EncodedQuery(
+            histories, query.k, excluded.astype(np.int32), kept_N, query.user, filtered=bool(query.filter)
+        )
 
     def answer(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
         """The answer to each encoded query: from the index, where there is one and it serves, or by a scan."""
@@ -157,7 +179,7 @@ class Predictor:
     def _suits_index(self, query: EncodedQuery) -> bool:
         """False for what the index was not measured for: longer lists, few of the items, and no history."""
         index = self.index
-        return index is not None and query.k <= index.facts.k and query.kept_N is None and query.num_events > 0
+        return index is not None and query.k <= index.facts.k and not query.filtered and query.num_events > 0
 
     @torch.inference_mode()
     def _look_up(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
@@ -168,19 +190,28 @@ class Predictor:
         scores = self._scores(queries)
         assert isinstance(scores, DotScores), "only models that rank by products get an index"
         wanted = max(query.k + len(query.excluded) for query in queries)
-        found_BK = self.index.search(scores.x_BD, wanted)
+        kept_N = queries[0].kept_N
+        alike = all(query.kept_N is kept_N for query in queries)
+        found_BK = self.index.search(scores.x_BD, wanted, kept_N if alike else None)
         answers = []
         for number, query in enumerate(queries):
             own = scores.own_items(number)
             rows = np.setdiff1d(np.concatenate([found_BK[number], own]), query.excluded)
-            rows_N = torch.from_numpy(rows[rows >= NUM_RESERVED])
+            rows = rows[rows >= NUM_RESERVED]
+            rows_N = torch.from_numpy(rows if query.kept_N is None else rows[query.kept_N[rows]])
             score_N = scores.of_items(number, rows_N)
             best_K = torch.sort(score_N, descending=True, stable=True).indices[: query.k]
-            if len(best_K) < min(query.k, self.encoder.num_items - NUM_RESERVED - len(query.excluded)):
+            if len(best_K) < query.k and len(best_K) < self._num_left(query):
                 answers += self.scan([query])
             else:
                 answers.append(self._recommendation(query, score_N[best_K].numpy(), rows_N[best_K].numpy()))
         return answers
+
+    def _num_left(self, query: EncodedQuery) -> int:
+        """Items that the query may be answered with."""
+        if query.kept_N is None:
+            return self.encoder.num_items - NUM_RESERVED - len(query.excluded)
+        return int(query.kept_N[NUM_RESERVED:].sum()) - int(query.kept_N[query.excluded].sum())
 
     def _scores(self, queries: Sequence[EncodedQuery]) -> ScoreChunk:
         histories = ragged.concat([query.histories for query in queries])
@@ -215,6 +246,7 @@ class Predictor:
             "events": list(self.encoder.event_names),
             "target_events": list(self.encoder.target_events),
             "filters": sorted(self._filters),
+            "denied_items": 0 if self._allowed_N is None else int((~self._allowed_N).sum()),
             "user_features": [spec.name for spec in self.encoder.user_features] if self.job.model.uses_users else [],
             "max_history": self.job.model.max_history,
             "max_k": self.job.serve.max_k,
@@ -271,7 +303,7 @@ class Predictor:
 
 
 def _kept_scores(queries: Sequence[EncodedQuery], scores: ScoreChunk) -> ScoreChunk:
-    """The scores with -inf for the items that a query's filter drops."""
+    """The scores with -inf for the items that a query's filter or the deny-list drops."""
     if all(query.kept_N is None for query in queries):
         return scores
 

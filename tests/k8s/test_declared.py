@@ -64,7 +64,9 @@ def test_the_controller_builds_the_service_from_the_file(ray_session: object, tm
         secret = add_key(str(tmp_path / "keys.json"), "tests")
         told = arguments(tmp_path, bundle, url)
         job = load_job(ROOT / "jobs/quickstart.yaml")
-        config = serve_config(job, bundle.uri, keys=told.keys, history_file=told.history_file)
+        (tmp_path / "deny").write_text("i0\n")
+        files = {"keys": told.keys, "history_file": told.history_file, "deny": str(tmp_path / "deny")}
+        config = serve_config(job, bundle.uri, **files)
         for one in config["applications"]:
             one["args"].update({"state": told.state} if "state" in one["args"] else {})
         config["http_options"] = {"host": "127.0.0.1", "port": server.free_port("127.0.0.1")}
@@ -81,6 +83,7 @@ def test_the_controller_builds_the_service_from_the_file(ray_session: object, tm
                 client.headers["authorization"] = f"Bearer {secret}"
                 asked = client.post("/v1/recommend", json={"history": history, "k": 3})
                 assert asked.status_code == 200 and len(asked.json()["items"]) == 3
+                assert client.get("/v1/model").json()["denied_items"] == 1
                 sent = client.post("/v1/events", json={"user_id": "u", "events": history})
                 assert sent.status_code == 200, sent.text
                 assert (

@@ -43,6 +43,7 @@ def test_a_store_for_every_cluster(bundle: Storage, tmp_path: Path) -> None:
         (Options(state="s3://bucket/state"), "s3://bucket/state, and the embedded history store is a file"),
         (Options(state="x", pseudonym_key="key"), "--pseudonym-key is given"),
         (Options(keys="/nowhere/keys.json"), "No such file"),
+        (Options(deny="/nowhere/deny.txt"), "deny-list /nowhere/deny.txt cannot be used: No such file"),
         (Options(tls=Certificate("/nowhere/cert.pem", "/nowhere/key.pem")), "--tls-cert is /nowhere/cert.pem"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,7 +13,8 @@ from distft.jobfile import parse_job
 from distft.ranking import Ranker
 from distft.schema import NUM_RESERVED
 from distft.serve.predictor import Predictor, Query
-from tests.serve.bundles import JOB, encoder, events
+from distft.storage import Storage
+from tests.serve.bundles import JOB, encoder, events, write_bundle
 
 QUERIES = [Query(events(seed, 1 + seed % 20), k=1 + seed % 10) for seed in range(40)]
 
@@ -63,3 +66,15 @@ def test_the_model_tells_of_its_index() -> None:
     assert indexed().describe()["index"] == {
         "num_lists": 8, "num_probed": 8, "k": 10, "recall": 0.9, "num_states": 50
     }  # fmt: skip
+
+
+def test_the_index_of_a_bundle_is_what_answers(tmp_path: Path) -> None:
+    bundle = write_bundle(Storage(tmp_path))
+    built = indexed(1).index
+    assert built
+    built.save(bundle)
+    bundle.write_manifest("bundle", {}, {"name": "tiny"})
+    predictor = Predictor.load(bundle)
+    assert predictor.index and predictor.index.facts == built.facts
+    assert predictor.describe()["index"] == bundle.read_json("index/index.json")
+    assert predictor.recommend(QUERIES) != predictor.recommend(QUERIES, exact=True), "one list does not hold all"

@@ -9,6 +9,7 @@ import pytest
 
 from distft.errors import UsageError
 from distft.serve import keys
+from distft.serve.followed import RELOAD_S
 from distft.serve.keys import Keyring, add_key, read_keys, remove_key
 from distft.serve.problems import Problem
 
@@ -55,16 +56,16 @@ def test_keys_are_exchanged_without_a_restart(file: Path) -> None:
     ring = Keyring(file, clock)
     new = add_key(str(file), "new")
     assert refused(ring, f"Bearer {new}").status == 401
-    clock.now_s += keys.RELOAD_S
+    clock.now_s += RELOAD_S
     assert (ring.admit(f"Bearer {old}"), ring.admit(f"Bearer {new}")) == ("old", "new")
     remove_key(str(file), "old")
-    clock.now_s += keys.RELOAD_S
+    clock.now_s += RELOAD_S
     assert ring.admit(f"Bearer {new}") == "new" and refused(ring, f"Bearer {old}").status == 401
     file.write_text("{")
-    clock.now_s += keys.RELOAD_S
+    clock.now_s += RELOAD_S
     assert ring.admit(f"Bearer {new}") == "new", "a file that cannot be read locks nobody out"
     file.unlink()
-    clock.now_s += keys.RELOAD_S
+    clock.now_s += RELOAD_S
     assert ring.admit(f"Bearer {new}") == "new"
 
 

@@ -103,6 +103,7 @@ def test_the_nodes_endpoint_has_the_figures_under_the_dashboards_names(ray_sessi
             ingress.refused()
             ingress.retried()
             ingress.load(3, 64.0)
+            ingress.history("events", 0.002)
             model.started(1.5)
             model.batch(Batch(2, 1, 5, 0.01, 0.02))
 

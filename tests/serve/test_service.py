@@ -46,7 +46,13 @@ def kept() -> set[str]:
 @pytest.fixture(scope="module")
 def service(ray_session: object, bundle: Storage, state: Path, key: str, kept: set[str]) -> Iterator[Service]:
     steps: list[tuple[str, int, int]] = []
-    options = Options(state=str(state), keys=str(state / "keys.json"), request_log=str(state / "requests.jsonl"))
+    (state / "deny.txt").touch()
+    options = Options(
+        state=str(state),
+        keys=str(state / "keys.json"),
+        request_log=str(state / "requests.jsonl"),
+        deny=str(state / "deny.txt"),
+    )
     running = server.start(
         bundle, "127.0.0.1", server.free_port("127.0.0.1"), lambda *step: steps.append(step), options
     )
@@ -98,6 +104,20 @@ def test_served_scores_are_the_predictors_in_whatever_batch(client: httpx.Client
         assert [item["item_id"] for item in answer["items"]] == expected.item_ids
         assert [item["score"] for item in answer["items"]] == pytest.approx(expected.scores, abs=1e-5)
         assert (answer["source"], answer["unknown_items"]) == (expected.source, expected.unknown_items)
+
+
+def test_what_is_denied_is_not_recommended_from_then_on(client: httpx.Client, state: Path) -> None:
+    def recommended() -> set[str]:
+        return {item["item_id"] for item in client.post("/v1/recommend", json={"k": 50}).json()["items"]}
+
+    for denied in ({"i0", "i4"}, set[str]()):
+        (state / "deny.txt").write_text("".join(f"{item_id}\n" for item_id in denied))
+        deadline = time.monotonic() + 10
+        while recommended() & {"i0", "i4"} != {"i0", "i4"} - denied:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert client.get("/v1/model").json()["denied_items"] == len(denied)
+        assert client.get("/readyz").status_code == 200
 
 
 def test_errors_are_problems(client: httpx.Client) -> None:
