@@ -289,18 +289,33 @@ def _initialize(
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read once, when deepspeed is imported: GPUs may be there, not for us
     os.environ.setdefault("LOCAL_RANK", "0")  # the CPU accelerator reads it instead of asking the process group
+    deepspeed = import_deepspeed()
     with _quiet(Warning):
-        import deepspeed
-        import deepspeed.ops
-        from deepspeed.utils import logger
-
-        logger.setLevel(logging.ERROR)
-        # Compiling it takes 50 s and a compiler, and no collective of training uses it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, dist_init_required=False if _comm_is_up() else None
         )
     return engine
+
+
+def import_deepspeed() -> Any:
+    """The module, without what takes long and is not used here."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # its Muon is compiled when it is imported: seconds for torch's compiler
+    try:
+        with _quiet(Warning):
+            import deepspeed
+            import deepspeed.ops
+            import deepspeed.runtime.zero.muon.muon_optimizer
+            from deepspeed.utils import logger
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
+    logger.setLevel(logging.ERROR)
+    # Compiling it takes 50 s and a compiler, and no collective of training uses it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 @contextmanager

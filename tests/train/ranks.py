@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -97,7 +98,11 @@ def _enter(rank: int, world_size: int, folder: str, function: Callable[..., Any]
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """What ``function(*args)`` returned on each of ``world_size`` ranks, each in a process of its own."""
+    """What ``function(*args)`` returned on each of ``world_size`` ranks, each in a process of its own.
+
+    They are forked from a process that has imported what takes seconds, once for all tests.
+    """
+    multiprocessing.set_forkserver_preload(["tests.train.preload"])
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_enter, (world_size, folder, function, args), world_size, start_method="spawn")
+        mp.start_processes(_enter, (world_size, folder, function, args), world_size, start_method="forkserver")
         return [torch.load(os.path.join(folder, f"result-{rank}"), weights_only=False) for rank in range(world_size)]
