@@ -49,6 +49,10 @@ READY_TIMEOUT_S = 2.0
 FORGET_TIMEOUT_S = 60.0
 """How long forgetting a user may take: every segment of the log that holds one of the user's events is rewritten."""
 
+LEAN = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Environment of processes that do little with many requests: glibc gives back what these leave, where it would keep
+heaps full of holes. Not of the model's, whose large tensors would be asked of the system each time."""
+
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
 
@@ -226,7 +230,7 @@ def history_application(bundle_uri: str, version: str, keeping: Keeping) -> serv
     """The application that keeps users' histories: one replica, because there is one writer."""
     deployment = serve.deployment(HistoryReplica, name=HISTORIES).options(
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": LEAN}},
         user_config={"version": version},
         max_ongoing_requests=2 * MAX_IN_FLIGHT,
         max_queued_requests=MAX_IN_FLIGHT,
@@ -267,7 +271,7 @@ def ingress_application(
 ) -> serve.Application:
     """The application that clients talk to, routing to the named model application."""
     deployment = serve.deployment(serve.ingress()(Ingress), name=INGRESS).options(
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": LEAN}},
         num_replicas=settings.num_ingress_replicas,
         user_config=ingress_config(model_application_name, settings, event_names),
         # Above the interface's own limit, so that it is the interface that turns requests away, as a problem.
