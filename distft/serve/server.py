@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ ANSWER_TIMEOUT_S = 30.0
 
 NUM_PORTS = 100
 """Ports of a service beside the one that clients know: of its proxy, and of the replicas of its ingress."""
+
+QUIET_PORTS = range(32_100, 32_768)
+"""Above those that services reserve, and below those that Linux gives to outgoing connections."""
 
 Progress = Callable[[str, int, int], None]
 """(what is done now, steps done, steps in all)."""
@@ -158,7 +162,14 @@ def check_port(host: str, port: int) -> None:
 
 
 def free_port(host: str) -> int:
-    """A port of this machine's address where nothing listens. Raises UsageError for an address of another one."""
+    """A port of this machine's address where nothing listens. Raises UsageError for an address of another one.
+
+    Not one of those that the system gives to outgoing connections, if it can be: one of these could take it before it
+    is used, seconds later.
+    """
+    for port in random.sample(QUIET_PORTS, len(QUIET_PORTS)):
+        with suppress(UsageError):
+            return _bound(host, port)
     return _bound(host, 0)
 
 
