@@ -7,7 +7,7 @@ Run:  .venv/bin/python benchmarks/transfer.py CASE FOLDER base [SEED ...]
 CASE is one of those in CASES: the job of a base, the job that is fine-tuned from it, and the job whose model, loss and
 ``train`` section train the same dataset from scratch. Everything is trained by one worker in this process, below
 FOLDER. ``base`` trains the bases and prepares the targets' datasets; what was killed goes on. ``finetune`` and
-``scratch`` train with these keys of the section (``finetune``, with which ``model`` may stand, or ``train``), once for
+``scratch`` train with these keys of the section (``finetune`` or ``train``; ``model.KEY`` is of the model), once for
 each argument, with the first seed, to choose them on the validation split: the test split is not looked at then, and
 nothing is written.
 
@@ -26,6 +26,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from distft.data.shards import TargetReader  # noqa: E402
 from distft.evaluate.metrics import per_list  # noqa: E402
 from distft.evaluate.resampling import compare  # noqa: E402
 from distft.job import Job  # noqa: E402
-from distft.jobfile import dump_job, load_job  # noqa: E402
+from distft.jobfile import dump_job, load_job, parse_job  # noqa: E402
 from distft.models.adapters import merged  # noqa: E402
 from distft.models.weights import fill, read_weights  # noqa: E402
 from distft.ranking import Ranker, excluded_items  # noqa: E402
@@ -60,13 +61,15 @@ Ints = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """Names of job files. ``variants``: further fine-tunings, name → keys of the section. ``num_bases``: of the seeds
-    that have a base of their own; the others have the first one's.
+    """Names of job files. ``scratch_changes``: what training from scratch has otherwise. ``variants``: further
+    fine-tunings, name → keys of the section. ``num_bases``: of the seeds that have a base of their own; the others have
+    the first one's.
     """
 
     base: str
     target: str
     scratch: str
+    scratch_changes: tuple[str, ...] = ()
     variants: dict[str, tuple[str, ...]] = field(default_factory=dict)
     num_bases: int = len(SEEDS)
 
@@ -92,7 +95,7 @@ def train_base(case: Case, folder: Path, seed: int) -> None:
         result = trained(base, "train", "train")
         root.write_manifest("train")
         print(json.dumps({"base": seed, **shown(result)}), flush=True)
-    prepared(target_job(case, folder, seed, []))
+    prepared(target_job(case, folder, seed))
 
 
 def prepared(job: Job) -> None:
@@ -121,36 +124,36 @@ def shown(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key != "weights"}
 
 
-def _key(change: str) -> str:
-    return change if change.startswith("model") else f"finetune.{change}"
-
-
-def target_job(case: Case, folder: Path, seed: int, changes: list[str]) -> Job:
-    """The fine-tuning of one seed."""
+def target_job(case: Case, folder: Path, seed: int) -> Job:
+    """The job that is fine-tuned, on the base and in the folder of one seed."""
     number = case.base_seed(seed)
     base = folder / f"base-{number}"
-    sets = [f"finetune.from={base}/train", f"data.vocabulary.from={base}/dataset", f"seed={seed}"]
-    sets += [
-        f"storage={folder}/target-{number}",
-        *(change if change.startswith("model") else f"finetune.{change}" for change in changes),
-    ]
+    sets = [f"finetune.from={base}/train", f"data.vocabulary.from={base}/dataset"]
+    sets += [f"storage={folder}/target-{number}", f"seed={seed}"]
     return load_job(str(ROOT / f"jobs/{case.target}.yaml"), sets)
 
 
-def fine_tuned(case: Case, folder: Path, seed: int, changes: list[str], name: str) -> tuple[Job, dict[str, Any]]:
+def changed(job: Job, section: str, changes: Sequence[str]) -> Job:
+    """The job with other keys of a section, and of the model where a change begins with that."""
+    sets = [change if change.startswith("model.") else f"{section}.{change}" for change in changes]
+    return parse_job(dump_job(job), job.name, sets)
+
+
+def fine_tuned(case: Case, folder: Path, seed: int, changes: Sequence[str], name: str) -> tuple[Job, dict[str, Any]]:
     """The fine-tuning of one seed."""
-    job = inherited(target_job(case, folder, seed, changes))
+    job = changed(inherited(target_job(case, folder, seed)), "finetune", changes)
     return job, trained(job, "finetune", name)
 
 
-def from_scratch(case: Case, folder: Path, seed: int, changes: list[str], name: str) -> tuple[Job, dict[str, Any]]:
+def from_scratch(case: Case, folder: Path, seed: int, changes: Sequence[str], name: str) -> tuple[Job, dict[str, Any]]:
     """Training on the target's dataset alone, by the job that does so."""
-    plain = load_job(str(ROOT / f"jobs/{case.scratch}.yaml"), [f"train.{change}" for change in changes])
-    job = target_job(case, folder, seed, [])
+    plain = load_job(str(ROOT / f"jobs/{case.scratch}.yaml"))
+    job = target_job(case, folder, seed)
     if case.scratch == case.target:
         job = inherited(job).model_copy(update={"train": plain.train})
     else:
         job = job.model_copy(update={"train": plain.train, "model": plain.model, "loss": plain.loss})
+    job = changed(job, "train", (*case.scratch_changes, *changes))
     return job, trained(job, "train", name)
 
 
@@ -206,10 +209,10 @@ def measured(case: Case, folder: Path) -> dict[str, Any]:
     for seed in SEEDS:
         train_base(case, folder, case.base_seed(seed))
         runs = {
-            name: fine_tuned(case, folder, seed, list(changes), f"{name}-{seed}")
+            name: fine_tuned(case, folder, seed, changes, f"{name}-{seed}")
             for name, changes in {"finetune": (), **case.variants}.items()
         }
-        runs["scratch"] = from_scratch(case, folder, seed, [], f"scratch-{seed}")
+        runs["scratch"] = from_scratch(case, folder, seed, (), f"scratch-{seed}")
         line: dict[str, Any] = {"seed": seed}
         first: tuple[Job, dict[str, Any]] = (runs["finetune"][0], {})
         for name, (job, result) in {"base": first, **runs}.items():
@@ -228,7 +231,7 @@ def measured(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def compared(found: dict[str, list[Ints]], users: list[Ints]) -> dict[str, Any]:
-    """What all seeds say together; of several fine-tunings also what share of the first one's gain another has."""
+    """What all seeds say together, and what share of the fine-tuning's gain over the base each variant has."""
     together = {name: np.concatenate(all_ranks) for name, all_ranks in found.items()}
     user_T = np.concatenate(users)  # one user's targets stay together over all seeds
     against = {
@@ -238,8 +241,10 @@ def compared(found: dict[str, list[Ints]], users: list[Ints]) -> dict[str, Any]:
     }
     means = {name: ndcg(rank_T) for name, rank_T in together.items()}
     result: dict[str, Any] = {"mean_test_ndcg@10": means, "finetune_against": against}
-    if {"full", "lora"} <= means.keys():
-        result["lora_share_of_full_gain"] = (means["lora"] - means["base"]) / (means["full"] - means["base"])
+    variants = means.keys() - {"base", "finetune", "scratch"}
+    if variants:
+        gain = means["finetune"] - means["base"]
+        result["share_of_gain"] = {name: (means[name] - means["base"]) / gain for name in sorted(variants)}
     return result
 
 
