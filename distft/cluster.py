@@ -40,6 +40,9 @@ SERVE = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_worker_niceness": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "distft.serve.guard:middlewares",
 }
 """Environment of the processes of Ray Serve: see docs/decisions/0006-serving-route.md."""
@@ -137,7 +140,13 @@ def connect(num_cpus: int | None = None) -> Iterator[dict[str, float]]:
             }
         undo.callback(_end)
         with _interrupted_afterwards():
-            ray.init(**options, **LOGGING)
+            try:
+                ray.init(**options, **LOGGING)
+            except Exception as error:  # Ray has no class of its own for it
+                if "timed out during startup" not in str(error):
+                    raise
+                what, remedy = "Ray did not start in its time", "See what else runs here, and give the command again."
+                raise RunError(what, "a machine with a processor to spare", remedy) from error
         yield ray.cluster_resources()
 
 

@@ -99,7 +99,8 @@ def serving(
     """Runs the block with the service of a bundle up, on an embedded Ray or the cluster of the environment."""
     check_port(host, port)
     check_access(host, options)
-    Storage(bundle).verified("bundle")
+    _, job = served_bundle(Storage(bundle))
+    arranged(job, Storage(bundle), options, 1)  # what can be told before Ray starts; it knows the number of nodes
     with cluster.connect():
         service = start(Storage(bundle), host, port, progress, options)
         try:

@@ -7,6 +7,7 @@ import pytest
 
 from distft.errors import ArtefactError, UsageError
 from distft.serve import server
+from distft.serve.arrangement import Options
 from distft.storage import Storage
 from tests.serve.bundles import write_bundle
 
@@ -44,6 +45,15 @@ def test_a_damaged_bundle_is_named_before_anything_starts(tmp_path: Path) -> Non
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
     with pytest.raises(ArtefactError, match=r"model\.safetensors"):
         server.start(bundle, "127.0.0.1", server.free_port("127.0.0.1"))
+
+
+@pytest.mark.parametrize("options", [Options(deny="/nowhere/deny"), Options(keys="/nowhere/keys")])
+def test_files_that_cannot_be_read_are_named_before_ray_starts(bundle: Storage, options: Options) -> None:
+    port, steps = server.free_port("127.0.0.1"), list[str]()
+    starting = server.serving(bundle.uri, port=port, progress=lambda step, *_: steps.append(step), options=options)
+    with pytest.raises(UsageError, match="/nowhere"), starting:
+        pass
+    assert not steps, "the first is told when Ray is up"
 
 
 def test_without_keys_only_this_machine_is_answered(bundle: Storage) -> None:
