@@ -317,6 +317,45 @@ def run(
 
 
 @app.command()
+def plan(  # noqa: PLR0913  one parameter an option
+    job: JobPath,
+    set_: Overrides = None,
+    storage: StorageUri = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="cpu|gpu", help="what it trains on; else as the job says")
+    ] = None,
+    device_memory: Annotated[
+        str | None, typer.Option("--device-memory", metavar="SIZE", help="of one worker's device, such as 80GB")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=4096, help="in place of scaling.num_workers")] = None,
+    items: Annotated[int | None, typer.Option(min=1, help="size of the catalogue, in place of the dataset's")] = None,
+    calibration: Annotated[
+        bool, typer.Option("--calibration/--no-calibration", help="take a few steps here, for the time of an epoch")
+    ] = True,
+    json: AsJson = False,
+) -> None:
+    """Tell what a training needs at every ZeRO stage: memory, disk, time; refuses what cannot fit."""
+    with _session(json) as terminal:
+        loaded = _load(job, set_, storage)
+        from distft.plan import asking
+        from distft.plan.planning import parsed_bytes, refuse
+        from distft.storage import Storage
+
+        if device not in (None, "cpu", "gpu"):
+            raise UsageError(f"--device is {device!r}", "cpu or gpu")
+        size = None if device_memory is None else parsed_bytes(device_memory)
+        on_gpu = None if device is None else device == "gpu"
+        stage = "finetune" if "finetune" in loaded.stages else "train"
+        trained, dataset = loaded.trained_as(stage), Storage(loaded.storage) / "dataset"
+        found = asking.plan(trained, dataset, num_items=items, num_workers=workers, device_bytes=size, on_gpu=on_gpu)
+        timed = asking.timing(trained, dataset, found) if calibration else "not asked for"
+        terminal.text_table(f"{loaded.name}: {found.wanted.num_workers} workers", asking.rows(found, timed))
+        terminal.show(asking.settings_text(found))
+        refuse(found, f"{stage}.zero")
+        terminal.result(asking.to_json(found, timed))
+
+
+@app.command()
 def submit(  # noqa: PLR0913  one parameter an option
     job: JobPath,
     set_: Overrides = None,

@@ -8,7 +8,7 @@ job keys and the input manifests that it was made from; comparing these with tod
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -95,6 +95,8 @@ def run(context: Context, stages: tuple[StageName, ...]) -> dict[str, dict[str, 
         if cluster.is_remote():
             started.enter_context(cluster.connect())
             _check_size(context, stages)
+        if "prepare" in stages:  # before it works for hours; what is prepared already is asked before it is trained on
+            _check_memory(context, stages, None)
         for name in stages:
             known = _with_found_values(context, name, searched=True)
             assert known is not None
@@ -136,11 +138,28 @@ def _check_size(context: Context, stages: tuple[StageName, ...]) -> None:
     """Raises UsageError for a training that the cluster could never run, before another stage works for hours."""
     from distft.train.driver import check_size
 
+    for name in _to_train(context, stages):
+        check_size(context.job.trained_as(name))
+
+
+def _check_memory(context: Context, stages: Iterable[StageName], dataset: Storage | None) -> None:
+    """Raises UsageError for a training that needs more memory than there is, as far as its catalogue is known yet."""
+    for name in _to_train(context, stages):
+        from distft.plan.asking import check_fits
+        from distft.train.room import fixed_nodes
+
+        nodes = fixed_nodes() if cluster.is_remote() else None
+        if nodes is not None or not cluster.is_remote():
+            check_fits(context.job.trained_as(name), dataset, nodes, name)
+
+
+def _to_train(context: Context, stages: Iterable[StageName]) -> Iterator[StageName]:
+    """The stages among these that train, and have not ended."""
     for name in stages:
         if name in ("train", "finetune"):
             manifest = None if context.force else (context.root / STAGES[name].artefact).manifest(STAGES[name].kind)
             if manifest is None or manifest.info.get("status") != "finished":
-                check_size(context.job.trained_as(name))
+                yield name
 
 
 def _is_searched(context: Context) -> bool:
@@ -398,6 +417,7 @@ def _prepare(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
 def _train(context: Context, made_from: dict[str, Any], stage: str = "train") -> dict[str, Any]:
     from distft.train.driver import train
 
+    _check_memory(context, ["finetune" if stage == "finetune" else "train"], context.root / "dataset")
     watcher, anew = context.watcher.metrics, context.force
     with _failure_page(context, stage):
         result = train(context.job, context.root, made_from, stage=stage, anew=anew, progress=watcher)

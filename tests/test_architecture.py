@@ -33,7 +33,7 @@ LEVELS: list[list[str]] = [
     ["data", "models", "losses", "evaluate.metrics", "evaluate.pointwise", "topk", "ann"],
     ["ranking"],
     ["train", "evaluate", "export", "report"],
-    ["serve", "tune", "checkup"],
+    ["serve", "tune", "checkup", "plan"],
     ["pipeline", "doctor", "k8s", "submit", "chaos"],
     ["terminal"],
     ["cli"],

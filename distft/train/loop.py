@@ -170,9 +170,7 @@ class Loop:
             self._train()
             self.saver.drain()
         finally:
-            self.prefetch.close()
-            self.saver.close()
-            self.engine.close()
+            self.close()
         progress = self.progress
         value, stopped = progress.best_value, self.stopped_early
         return TrainResult(value, progress.best_step, progress.epoch, progress.step, stopped)
@@ -188,6 +186,21 @@ class Loop:
             self._save({**metrics, "step": progress.step, "epoch": progress.epoch} if metrics else None)
             if progress.epoch in self.thaws and not self.stopped_early:
                 self._thaw()
+
+    def timed(self, num_steps: int) -> list[float]:
+        """Seconds of each of the next steps of this epoch, or of as many as it has; nothing of them is saved."""
+        seconds = []
+        for _ in range(min(num_steps, self.reader.steps_per_epoch - self.progress.epoch_step)):
+            started = time.perf_counter()
+            self._train_step()
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+    def close(self) -> None:
+        """Ends the threads and frees the engine; for the end of a training, also a bad one."""
+        self.prefetch.close()
+        self.saver.close()
+        self.engine.close()
 
     @property
     def stopped_early(self) -> bool:

@@ -64,6 +64,11 @@ def has_gpus() -> bool:
     return any(node.get("GPU", 0) >= 1 for node in [*_nodes(), *(_to_come() or [])])
 
 
+def fixed_nodes() -> list[dict[str, float]] | None:
+    """Resources of every node that is alive; None where an autoscaler may bring others."""
+    return _nodes() if _to_come() == [] else None
+
+
 def _needs(scaling: Scaling, use_gpu: bool) -> dict[str, float]:
     return {"CPU": scaling.cpus_per_worker, **({"GPU": 1.0} if use_gpu else {})}
 
