@@ -134,7 +134,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 INSTALL = "-m pip install --disable-pip-version-check -c constraints.txt -e .[dev,excel,mlflow]"
-TEST = "-m pytest -m not proof"
+TEST = "-m pytest -m not proof -n 2 --dist loadfile"
 
 
 @needs_make
