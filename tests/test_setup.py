@@ -150,6 +150,7 @@ def test_the_environment_is_made_once_and_kept(checkout):
     checkout.python("python3")
     assert checkout.make("test")[:2] == (0, ["-m venv --clear .venv", INSTALL, TEST])
     assert checkout.make("test", "ARGS=-k clean")[:2] == (0, [TEST + " -k clean"])
+    assert checkout.make("proof")[:2] == (0, ["-m pytest -m proof -n 2 --dist loadfile"])
     assert checkout.make("proof", "LANES=-n 3")[:2] == (0, ["-m pytest -m proof -n 3"])
     assert checkout.make("check")[1] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
 
