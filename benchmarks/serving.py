@@ -1,11 +1,13 @@
 """What the service stands: its speed beside the same model without Ray, overload, kills, bursts, clients that leave.
 
-Run:  .venv/bin/python benchmarks/serving.py speed|kills|controller|burst|overload
+Run:  .venv/bin/python benchmarks/serving.py speed|kills|controller|burst|overload|leave
 
 An untrained model of 64 dimensions ranks 50,000 items for histories of 50 events, k = 10 (``served_shop.py``). Clients
 run on the same cores. ``speed``: closed loops of wrk against the service with one replica and against ``PlainServer``:
 the same predictor and batching behind FastAPI and uvicorn in one process; half of what each reached is then sent
-evenly. Each verb adds its part to ``benchmarks/results/serving.json``.
+evenly. ``leave``: 200 clients ask at once among a million items, and all hang up after a moment; their work is the CPU
+time of the model's process, against that of the same requests when everybody stays. Each verb adds its part to
+``benchmarks/results/serving.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from load import Outcome, closed_loop, open_loop, request_bytes
+from load import Outcome, closed_loop, leave, open_loop, request_bytes
 from ranking import processor
 from served_shop import bodies, write_shop
 
@@ -323,6 +325,53 @@ def measure_burst() -> dict[str, Any]:
         "failed": sum(one["failed"] for one in outcomes),
         "outcomes": outcomes,
     }
+
+
+LEAVING = 200
+STAY_S = 0.3
+MANY_ITEMS = 1_000_000
+
+
+def measure_leave() -> dict[str, Any]:
+    """What the model still computes for clients that have gone."""
+    # A replica takes as many as ask at once, so that what is measured is not what was turned away.
+    overrides = ("serve.max_replicas=1", "serve.target_ongoing_requests=200", "serve.request_timeout_s=60")
+    rounds = []
+    with served(overrides, MANY_ITEMS) as service:
+        port = port_of(service)
+        (pid,) = replicas(service, "ServeReplica:model-")
+        model = psutil.Process(pid)
+        wanted = [request_bytes(json.dumps(body).encode()) for body in bodies(MANY_ITEMS, LEAVING)]
+        asyncio.run(closed_loop(port, wanted, 16, 5))  # warm
+        for _ in range(3):
+            begun_s = cpu_s(model)
+            stayed = asyncio.run(open_loop(port, wanted, 1e6, LEAVING / 1e6)).summary()
+            whole_s = cpu_s(model) - begun_s
+            time.sleep(2)
+            begun_s = cpu_s(model)
+            asyncio.run(leave(port, wanted, STAY_S))
+            until_left_s = cpu_s(model) - begun_s
+            time.sleep(1)
+            second_s = cpu_s(model)
+            time.sleep(9)
+            later_s, idle_from_s = cpu_s(model) - second_s, cpu_s(model)
+            time.sleep(9)  # what it takes to be asked for its health and its figures
+            later_s = max(0.0, later_s - (cpu_s(model) - idle_from_s))
+            shown = {
+                "stayed": stayed["statuses"],
+                "whole_cpu_s": whole_s,
+                "until_left_cpu_s": until_left_s,
+                "later_than_a_second_cpu_s": later_s,
+                "stopped_share": 1 - later_s / (whole_s - until_left_s),
+            }
+            rounds.append({key: round(value, 3) if isinstance(value, float) else value for key, value in shown.items()})
+    return {"items": MANY_ITEMS, "clients": LEAVING, "stay_s": STAY_S, "rounds": rounds}
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Seconds of CPU that a process took so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 if __name__ == "__main__":
