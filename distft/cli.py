@@ -651,6 +651,10 @@ def k8s_render(  # noqa: PLR0913  one parameter an option
     suspended: Annotated[
         bool, typer.Option("--suspended", help="made, and started by a patch: spec.suspend to false")
     ] = False,
+    items: Annotated[
+        int | None,
+        typer.Option("--items", metavar="N", min=1, help="catalogue to plan the pods' memory for; else the dataset's"),
+    ] = None,
     storage: StorageUri = None,
     json: AsJson = False,
 ) -> None:
@@ -659,7 +663,8 @@ def k8s_render(  # noqa: PLR0913  one parameter an option
         from distft.k8s.render import Wish, rendered
 
         loaded = _load(job, None, storage)
-        objects, text = rendered(loaded, job, Wish(kind, image, in_image, namespace, bundle, schedule, suspended))
+        wish = Wish(kind, image, in_image, namespace, bundle, schedule, suspended, items)
+        objects, text = rendered(loaded, job, wish)
         terminal.show(text.rstrip())
         terminal.result({"objects": objects})
 

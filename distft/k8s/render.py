@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distft.errors import UsageError
 from distft.job import Job
+from distft.k8s.memory import worker_gib
 from distft.k8s.pods import IMAGE, Json
 from distft.k8s.workloads import (
     JOB_FILE,
@@ -25,6 +26,7 @@ from distft.k8s.workloads import (
     ray_job,
     ray_service,
 )
+from distft.storage import Storage
 
 KINDS = ("job", "service", "cron")
 MAX_CONFIG_MAP_BYTES = 1024**2
@@ -45,17 +47,20 @@ class Wish:
     bundle: str | None = None
     schedule: str | None = None
     suspended: bool = False
+    num_items: int | None = None
 
 
 def rendered(job: Job, path: str, wish: Wish) -> tuple[list[Json], str]:
     """The objects of a job and their YAML. Raises UsageError for wishes that do not fit."""
     _check(wish)
     own = wish.kind != "service" and wish.in_image is None
+    trains, dataset = wish.kind != "service", Storage(job.storage) / "dataset"
     target = Target(
         job_path=wish.in_image or f"{JOB_FOLDER}/{JOB_FILE}",
         image=wish.image or IMAGE,
         namespace=wish.namespace or NAMESPACE,
         config_map=f"{object_name(job, 'RayJob')}-file" if own else None,
+        worker_gib=worker_gib(job, wish.num_items, dataset if own and dataset.is_local else None) if trains else 0,
     )
     objects: list[Json] = []
     if own:
@@ -88,6 +93,8 @@ def _check(wish: Wish) -> None:
     if wish.suspended and wish.kind == "cron":
         what = "--suspended, and --kind cron"
         raise UsageError(what, "--kind job or service", "A cron job waits for its time anyway.")
+    if wish.num_items is not None and wish.kind == "service":
+        raise UsageError("--items, and --kind service", "--kind job or cron", "A service has its items in its bundle.")
     if wish.bundle is not None and wish.kind != "service":
         raise UsageError(f"--bundle, and --kind {wish.kind}", "--kind service", "A job makes its own bundle.")
     if wish.image is not None and (not re.fullmatch(_IMAGE, wish.image) or wish.image.endswith(":latest")):

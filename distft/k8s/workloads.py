@@ -39,12 +39,13 @@ KEPT_S = 3600
 
 @dataclass(frozen=True)
 class Target:
-    """Where the objects of a job go: image, namespace, and the job's file as containers see it."""
+    """Where the objects of a job go: image, namespace, the job's file as containers see it, GiB of a training pod."""
 
     job_path: str
     image: str = IMAGE
     namespace: str = NAMESPACE
     config_map: str | None = None
+    worker_gib: int = WORKER.memory_gib
 
 
 def ray_job(job: Job, target: Target) -> Json:
@@ -126,7 +127,7 @@ def _job_spec(job: Job, target: Target) -> Json:
     files: dict[str, tuple[str, Json]] = {}
     if target.config_map is not None:
         files["job"] = (JOB_FOLDER, {"configMap": {"name": target.config_map}})
-    size, replicas = _workers(job)
+    size, replicas = _workers(job, target.worker_gib)
     return {
         "entrypoint": f"distft run {shlex.quote(target.job_path)} --storage {shlex.quote(_in_volume(job.storage))}",
         "submissionMode": "K8sJobMode",
@@ -143,13 +144,13 @@ def _job_spec(job: Job, target: Target) -> Json:
     }
 
 
-def _workers(job: Job) -> tuple[Size, tuple[int, int]]:
+def _workers(job: Job, memory_gib: int) -> tuple[Size, tuple[int, int]]:
     """A pod for each training worker, with room for what Ray Data does beside it; more of them for trials at once."""
     fewest, most = job.scaling.worker_range
     cpus = max(WORKER.cpus, math.ceil(job.scaling.cpus_per_worker) + 1)
     if "tune" in job.stages:
         most *= TRIALS_AT_ONCE
-    return Size(cpus, WORKER.memory_gib, cpus, WORKER.shm_gib), (fewest, most)
+    return Size(cpus, memory_gib, cpus, WORKER.shm_gib), (fewest, most)
 
 
 def _in_volume(storage: str) -> str:

@@ -57,6 +57,29 @@ def test_nobody_refuses_the_objects_of_any_shipped_job(name: str, kind: str) -> 
             assert refusals(definitions()[thing["kind"]], thing) == []
 
 
+def test_the_pods_of_a_training_have_the_memory_that_is_planned_for_it(tmp_path: Path) -> None:
+    path = ROOT / "jobs/ml1m.yaml"
+    job = load_job(path, [f"storage={tmp_path}", "loss={kind: sampled_softmax}"])  # whose scores do not grow with items
+
+    def memory_gib(num_items: int | None) -> int:
+        spec = rendered(job, str(path), Wish(num_items=num_items))[0][-1]["spec"]
+        (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
+        return int(container["resources"]["limits"]["memory"].removesuffix("Gi"))
+
+    assert memory_gib(None) == 8  # nothing is known of its catalogue
+    assert memory_gib(3_416) == 8
+    # 20 million rows of job.model.dim numbers, with gradients and two moments, in fp32
+    state_gib = 20_000_000 * job.model.dim * 16 / 2**30
+    assert state_gib < memory_gib(20_000_000) < 3 * state_gib
+
+
+def test_items_of_a_service_are_refused() -> None:
+    with pytest.raises(UsageError, match="--items"):
+        rendered(load_job(ROOT / "jobs/quickstart.yaml"), "", Wish(kind="service", num_items=10))
+
+
 def test_a_user_s_own_job_takes_its_file_along(tmp_path: Path) -> None:
     own = tmp_path / "our shop.yaml"
     own.write_text((ROOT / "jobs/quickstart.yaml").read_text().replace("name: quickstart", "name: our-shop"))
