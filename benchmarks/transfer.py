@@ -78,8 +78,18 @@ class Case:
         return seed if seed <= self.num_bases else SEEDS[0]
 
 
+LORA = ("learning_rate=3e-3", "decay=constant", "weight_decay=10.0", "epochs=1")
 CASES = {
-    "online-retail": Case("online-retail-uk", "online-retail-abroad", "online-retail-abroad", num_bases=1),
+    "online-retail": Case(
+        "online-retail-uk",
+        "online-retail-abroad",
+        "online-retail-abroad",
+        variants={
+            "lora": ("freeze=[blocks]", "lora={rank: 8}", *LORA),
+            "lora, embeddings frozen": ("freeze=[embeddings, blocks]", "lora={rank: 8}", *LORA),
+        },
+        num_bases=1,
+    ),
     "jdata": Case("jdata-views", "jdata-orders", "jdata"),
     "movielens": Case("ml1m-titles", "ml100k-finetune", "ml100k", num_bases=1),
     "stores": Case("quickstart", "second-store", "second-store", num_bases=1),
