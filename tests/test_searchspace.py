@@ -10,6 +10,7 @@ from distft.searchspace import best_job, effective, own_values, trial_job
 
 JOB = "jobs/ml100k.yaml"
 RATE, BATCH = "train.learning_rate", "train.batch_size"
+OWN = [f"{RATE}=2.0e-3", f"{BATCH}=32"]
 
 
 @pytest.mark.parametrize(
@@ -71,16 +72,16 @@ def test_a_written_job_reads_back_as_it_was():
 def test_the_rate_follows_the_batch_size_by_the_rule():
     values = {RATE: 0.002, BATCH: 128}  # four times the job's own 32
     rates = {
-        rule: effective(load_job(JOB, [f"tune.scale_learning_rate={rule}"]), values)[RATE]
+        rule: effective(load_job(JOB, [*OWN, f"tune.scale_learning_rate={rule}"]), values)[RATE]
         for rule in ("none", "sqrt", "linear")
     }
     assert rates == pytest.approx({"none": 0.002, "sqrt": 0.004, "linear": 0.008})
-    alone = load_job(JOB, ["tune.scale_learning_rate=linear", "tune.search={train.batch_size: {choice: [16]}}"])
+    alone = load_job(JOB, [*OWN, "tune.scale_learning_rate=linear", "tune.search={train.batch_size: {choice: [16]}}"])
     assert effective(alone, {BATCH: 16}) == {BATCH: 16, RATE: 0.001}, "the job's own rate follows too"
 
 
 def test_a_trial_is_the_job_for_a_while_and_the_best_job_is_the_whole_of_it():
-    sets = ["tune.epochs=3", "tune.metric=hr@10", "stages=[prepare, tune, train]"]
+    sets = [*OWN, "tune.epochs=3", "tune.metric=hr@10", "stages=[prepare, tune, train]"]
     job = load_job(JOB, sets)
     assert own_values(job) == {RATE: 2e-3, BATCH: 32}
     trial = trial_job(job, {RATE: 0.01, BATCH: 64})
