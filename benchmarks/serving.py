@@ -13,9 +13,11 @@ time of the model's process, against that of the same requests when everybody st
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +230,43 @@ def replicas(service: server.Service, name: str = "") -> list[int]:
     return found
 
 
+class ProxyRetries(threading.Thread):
+    """Counts the requests that the proxy in front of the service sends again because who had them has died.
+
+    It starts anew, and counts anew, whenever its servers change; so it is asked all the time.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self.stop, self.seen = stop, 0
+        (self.socket,) = {
+            Path(word).with_name("admin.sock")
+            for child in psutil.Process().children(recursive=True)
+            if "haproxy" in child.name()
+            for word in child.cmdline()
+            if word.endswith("haproxy.cfg")
+        }
+
+    def run(self) -> None:
+        before = 0
+        while not self.stop.wait(0.05):
+            try:
+                now = self.told()
+            except OSError:  # between two of its processes
+                continue
+            self.seen += now - before if now >= before else now
+            before = now
+
+    def told(self) -> int:
+        """The sum over backends of what the proxy says now."""
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(str(self.socket))
+            line.sendall(b"show stat\n")
+            answer = b"".join(iter(partial(line.recv, 1 << 16), b"")).decode()
+        rows = csv.DictReader(answer.removeprefix("# ").splitlines())
+        return sum(int(row["wretr"] or 0) + int(row["wredis"] or 0) for row in rows if row["svname"] == "BACKEND")
+
+
 def measure_kills() -> dict[str, Any]:
     """A replica of the model or of the ingress is killed every 10 s, while clients that retry twice go on."""
     overrides = ("serve.min_replicas=2", "serve.max_replicas=2", "serve.num_ingress_replicas=2")
@@ -246,12 +286,14 @@ def measure_kills() -> dict[str, Any]:
                     pass
                 back_s.append(round(time.perf_counter() - killed_s, 2))
 
-        killer = threading.Thread(target=kill)
+        killer, proxy = threading.Thread(target=kill), ProxyRetries(stop)
         killer.start()
+        proxy.start()
         outcome = asyncio.run(open_loop(port_of(service), requests(), 50, 120, max_retries=2, wait_s=0.2))
         stop.set()
         killer.join()
-    return {"kills": len(back_s), "process_back_s": back_s, **failed(outcome)}
+        proxy.join()
+    return {"kills": len(back_s), "process_back_s": back_s, "retries_by_the_proxy": proxy.seen, **failed(outcome)}
 
 
 def wait_for_replicas(service: server.Service, number: int, timeout_s: float) -> float:

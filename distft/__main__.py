@@ -1,6 +1,6 @@
 """``python -m distft``: the command line."""
 
-from distft.cli import main
+from distft.cli.main import main
 
 if __name__ == "__main__":
     main()

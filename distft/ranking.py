@@ -140,12 +140,17 @@ def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | N
     return pairs
 
 
-def target_scores(model: Model, x_BD: Tensor, target_B: Tensor, batch: Batch) -> Tensor:
-    """s_B: the score of one item for the state after each history's last event."""
+def scores_of_items(model: Model, x_BD: Tensor, items_BK: Tensor, batch: Batch) -> Tensor:
+    """s_BK: the scores of K items for the state after each history's last event."""
     row_B = torch.arange(len(x_BD), device=x_BD.device)
     own = model.own_scores(x_BD, row_B, (batch.length_B - 1).clamp(min=0), batch)
-    s_B1 = model.pair_scores(x_BD, target_B[:, None], batch, row_B)
-    return (s_B1 if own is None else s_B1 + own.at(target_B[:, None]))[:, 0]
+    s_BK = model.pair_scores(x_BD, items_BK, batch, row_B)
+    return s_BK if own is None else s_BK + own.at(items_BK)
+
+
+def target_scores(model: Model, x_BD: Tensor, target_B: Tensor, batch: Batch) -> Tensor:
+    """s_B: the score of one item for the state after each history's last event."""
+    return scores_of_items(model, x_BD, target_B[:, None], batch)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,14 @@ class Ranker:
         batch = history_batch(histories, self.max_history, self.has_clock, self.side)
         x_BD = last_states(states_once(self.model, batch), batch.length_B)
         return np.asarray(target_scores(self.model, x_BD, torch.from_numpy(targets.astype(np.int64)), batch).double())
+
+    @torch.inference_mode()
+    def scores_of_items(self, histories: Histories, row_K: NDArray[np.int64], users: Users | None = None) -> Tensor:
+        """s_BK: what the model itself says of the same K items after each history; ``users``: see ``scores``."""
+        side = self.side if users is None else replace(self.side, users=users)
+        batch = history_batch(histories, self.max_history, self.has_clock, side)
+        x_BD = last_states(states_once(self.model, batch), batch.length_B)
+        return scores_of_items(self.model, x_BD, torch.from_numpy(row_K).expand(len(x_BD), -1), batch)
 
     @torch.inference_mode()
     def top_k(

@@ -34,7 +34,7 @@ LEVELS: list[list[str]] = [
     ["ranking"],
     ["train", "evaluate", "export", "report"],
     ["serve", "tune", "checkup", "plan"],
-    ["pipeline", "doctor", "k8s", "submit", "chaos"],
+    ["pipeline", "recommend", "doctor", "k8s", "submit", "chaos"],
     ["terminal"],
     ["cli"],
     ["__main__"],
@@ -66,6 +66,7 @@ RAY = {
     "serve.metrics",
     "serve.replicas",
     "serve.server",
+    "recommend.recommend",
     "doctor",
     "submit",
     "chaos",
@@ -154,7 +155,7 @@ def loaded_after(code: str) -> set[str]:
 
 def test_importing_the_package_imports_nothing_heavy():
     heavy = {"ray", "torch", "deepspeed", "pyarrow", "polars", "pydantic", "pandas", "rich"}
-    assert not heavy & loaded_after("import distft, distft.cli")
+    assert not heavy & loaded_after("import distft, distft.cli.main")
 
 
 def test_checking_a_job_loads_no_torch_ray_or_arrow():

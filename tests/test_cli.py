@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from distft import __version__
-from distft.cli import app
+from distft.cli.main import app
 from distft.errors import StorageError
 from distft.lock import locked
 from distft.storage import Storage

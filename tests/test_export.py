@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from distft.cli import app
+from distft.cli.main import app
 from distft.data.encode import Encoder
 from distft.errors import ArtefactError
 from distft.export import golden_requests

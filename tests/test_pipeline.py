@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from distft.cli import app as cli
+from distft.cli.main import app as cli
 from distft.data.encode import Encoder, RawEvent
 from distft.data.histories import read_histories
 from distft.data.shards import TargetReader

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from distft.cli import main
+from distft.cli.main import main
 
 init, seconds_file = ray.init, Path(sys.argv[1])
 

@@ -228,10 +228,10 @@ class Encoder:
             query_offsets=np.concatenate([[0], np.cumsum([len(row) for row in tokens])]).astype(np.int64),
             query_tokens=np.array([token for row in tokens for token in row], np.int32),
             user_row=np.full(1, -1, np.int32),
-            value=self._labels(codes, np.array([event.value for event in events], np.float32)),
+            value=self.labels(codes, np.array([event.value for event in events], np.float32)),
         )
 
-    def _labels(self, codes: NDArray[np.int8], value: NDArray[np.float32]) -> NDArray[np.float32]:
+    def labels(self, codes: NDArray[np.int8], value: NDArray[np.float32]) -> NDArray[np.float32]:
         """The label of every event as a dataset holds it; NaN where its value is not known, 0 where there is none."""
         labels = np.where(np.isnan(value), np.nan, value >= np.float32(self.label_at_least or 0.0))
         return np.where(np.isin(codes, self.label_codes), labels, 0.0).astype(np.float32)

@@ -2,12 +2,15 @@
 
 Enters: a dataset and its encoder. Leaves: Parquet files with a row a user, and from these a user's events again.
 Surprising choice: a user's history is the last target of the latest split with the events before it, because a dataset
-holds nothing else of what came after the training part.
+holds nothing else of what came after the training part. For many users at once a text is looked up once for all the
+places where it stands.
+
+Shape legend: E events of all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +21,8 @@ from distft.data import ragged
 from distft.data.encode import NO_TIME, UNKNOWN_WORD, Encoder, RawEvent
 from distft.data.parquet import read_table, write_table
 from distft.data.shards import split_files
-from distft.errors import ArtefactError
-from distft.schema import PAD, UNKNOWN, Histories
+from distft.errors import ArtefactError, DataError
+from distft.schema import ITEMLESS_EVENTS, PAD, UNKNOWN, Histories
 from distft.storage import Storage
 
 FOLDER = "histories"
@@ -63,6 +66,76 @@ def read_histories(bundle: Storage) -> Iterator[tuple[str, list[RawEvent]]]:
                 times = [place if time is None else time for place, time in enumerate(row["time_ms"])]
                 columns = (row["item_id"], row["event"], times, row["query"], row["value"])
                 yield row["user_id"], [RawEvent(*event) for event in zip(*columns, strict=True)]
+
+
+def encoded(table: pa.Table, encoder: Encoder) -> Histories:
+    """The rows of such a file as ``Encoder.encode_events`` encodes each; events of unknown types are left out.
+
+    ``time_ms``, ``query`` and ``value`` may be missing. Raises DataError for an event without an item that needs one.
+    """
+    lists = {name: table[name].combine_chunks() for name in table.column_names if name != "user_id"}
+    lengths = np.asarray(lists["event"].value_lengths().fill_null(0), np.int64)
+    code_E = _rows(lists["event"].flatten(), lambda names: [_code(encoder, name) for name in names], 0).astype(np.int8)
+    item_E = _rows(lists["item_id"].flatten(), encoder.item_rows, PAD).astype(np.int32)
+    if len(item_E) != len(code_E):
+        raise DataError("The lists of item_id and event are not equally long", "an entry for every event, or null")
+    itemless = [encoder.event_code(name) for name in ITEMLESS_EVENTS if name in encoder.event_names]
+    lacking_E = (item_E == PAD) & (code_E > 0) & ~np.isin(code_E, itemless)
+    if lacking_E.any():
+        name = encoder.event_names[int(code_E[lacking_E][0]) - 1]
+        raise DataError(
+            f"a {name} has no item_id", f"one; only these may lack it: {', '.join(sorted(ITEMLESS_EVENTS))}"
+        )
+    num_events = len(code_E)
+    time_E = np.full(num_events, NO_TIME, np.int64)
+    if "time_ms" in lists:
+        time_E = np.asarray(lists["time_ms"].flatten().fill_null(NO_TIME), np.int64)
+    value_E = np.full(num_events, np.nan, np.float32)
+    if "value" in lists:
+        value_E = np.asarray(lists["value"].flatten().cast(pa.float32()).fill_null(np.nan), np.float32)
+    queries = lists["query"].flatten() if "query" in lists else pa.nulls(num_events, pa.string())
+    query_offsets, query_tokens = _tokens(queries, encoder)
+    row_E = np.repeat(np.arange(len(lengths)), lengths)
+    chosen = np.flatnonzero(code_E > 0)
+    # By time where all events that are followed have one, else as listed.
+    untimed = np.zeros(len(lengths), np.bool_)
+    untimed[row_E[chosen][time_E[chosen] == NO_TIME]] = True
+    chosen = chosen[np.lexsort((np.where(untimed[row_E[chosen]], 0, time_E[chosen]), row_E[chosen]))]
+    flat = Histories(
+        offsets=ragged.offsets_of(lengths),
+        item_row=item_E,
+        event=code_E,
+        time_ms=time_E,
+        query_offsets=query_offsets,
+        query_tokens=query_tokens,
+        user_row=np.full(len(lengths), -1, np.int32),
+        value=encoder.labels(code_E, value_E),
+    )
+    return ragged.gather_events(flat, chosen, np.bincount(row_E[chosen], minlength=len(lengths)), flat.user_row)
+
+
+def _code(encoder: Encoder, name: str) -> int:
+    return encoder.event_code(name) if name in encoder.event_names else 0
+
+
+def _rows(
+    values: pa.Array, look_up: Callable[[list[str]], Sequence[int] | NDArray[np.int32]], missing: int
+) -> NDArray[np.int64]:
+    """What ``look_up`` gives for each text, asked once for every different one; ``missing`` for null."""
+    texts = values.cast(pa.string()).dictionary_encode()
+    found = np.append(np.asarray(look_up(texts.dictionary.to_pylist()), np.int64), missing)
+    return found[np.asarray(texts.indices.fill_null(len(found) - 1), np.int64)]
+
+
+def _tokens(values: pa.Array, encoder: Encoder) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """(query_offsets, query_tokens) of the words of each search; none for null."""
+    texts = values.cast(pa.string()).dictionary_encode()
+    words = [*(encoder.tokens(text) for text in texts.dictionary.to_pylist()), []]
+    starts = ragged.offsets_of(np.array([len(row) for row in words], np.int64))
+    which = np.asarray(texts.indices.fill_null(len(words) - 1), np.int64)
+    lengths = np.diff(starts)[which]
+    flat = np.array([token for row in words for token in row], np.int32)
+    return ragged.offsets_of(lengths), flat[ragged.ranges(starts[which], lengths)]
 
 
 def _latest(table: pa.Table, split: str) -> pa.Table:

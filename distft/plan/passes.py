@@ -20,6 +20,7 @@ import torch
 
 from distft.data.collate import train_batch
 from distft.job import Job
+from distft.losses.chunks import only_different
 from distft.models.base import Model
 from distft.plan.hollow import Count, Hollow, hollowed
 from distft.schema import NUM_RESERVED, Batch, Catalog, Histories
@@ -153,7 +154,7 @@ def _passed(job: Job, catalog: Catalog, frozen: frozenset[str], shape: tuple[int
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so that all is computed here, where it is counted
     try:
-        with count:
+        with count, only_different():
             loss_sum, _ = module(batch)
             ends("forward")
             alive = sum(count.alive.values())

@@ -120,7 +120,8 @@ def _add_recommend(api: FastAPI, backend: Backend) -> None:
             answer = await backend.recommend(query)
         finally:
             in_flight -= 1
-        return Response(RecommendResponse.of(answer).model_dump_json(), media_type="application/json")
+        told = RecommendResponse.of(answer, query.events)
+        return Response(told.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 async def _body(request: Request) -> bytes:

@@ -29,6 +29,7 @@ from distft.models.weights import fill, read_weights
 from distft.ranking import DotScores, ExcludeSeen, Ranker, excluded_items
 from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, Histories
 from distft.serve.arrangement import VERSION_CHARS
+from distft.serve.explaining import Reason, reasons
 from distft.storage import Storage
 from distft.topk import ScoreChunk, top_k
 
@@ -49,6 +50,7 @@ class Query:
     user, feature name → value. ``exclude_items``: ids not to recommend. ``kept``: the events were kept by the service,
     perhaps in the time of another model, so that those of types unknown to this one are left out instead of refused.
     ``deny``: the service's deny-list counts, which it does for every query but those that prove the model.
+    ``explain``: the answer tells which events moved each item's score.
     """
 
     events: Sequence[RawEvent]
@@ -59,6 +61,7 @@ class Query:
     exclude_items: tuple[str, ...] = ()
     kept: bool = False
     deny: bool = True
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Recommendation:
     """Item ids and their scores, best first; fewer than asked for when no more are left.
 
     ``source`` "popularity": the score is the item's share of all target events that the model was trained on.
+    ``reasons``: for each item, where they were asked for; places are those in the query's events.
     """
 
     item_ids: list[str]
@@ -73,6 +77,7 @@ class Recommendation:
     unknown_items: int
     source: AnswerSource
     model_version: str
+    reasons: list[list[Reason]] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class EncodedQuery:
     """A query that was found answerable, as rows.
 
     ``kept_N`` are the items that pass the filter and the deny-list, None if all do; ``filtered``: there is a filter.
+    ``place_E``: where each event of the history stands in the query, for one that wants an explanation.
     """
 
     histories: Histories
@@ -88,6 +94,7 @@ class EncodedQuery:
     kept_N: NDArray[np.bool_] | None
     user: Mapping[str, str | float] = field(default_factory=dict)
     filtered: bool = False
+    place_E: NDArray[np.int64] | None = None
 
     @property
     def num_events(self) -> int:
@@ -153,7 +160,8 @@ class Predictor:
         if not 1 <= query.k <= self.job.serve.max_k:
             raise QueryError(f"{query.k} items are asked for", f"1 to {self.job.serve.max_k}", "", "k")
         names = self.encoder.event_names
-        events = [event for event in query.events if event.event in names] if query.kept else query.events
+        followed = [place for place, event in enumerate(query.events) if not query.kept or event.event in names]
+        events = [query.events[place] for place in followed]
         self._check_events(events)
         self._check_user(query.user)
         histories = self.encoder.encode_events(events)
@@ -164,7 +172,13 @@ class Predictor:
         if query.deny and self._allowed_N is not None:
             kept_N = self._allowed_N if kept_N is None else kept_N & self._allowed_N
         return EncodedQuery(
-            histories, query.k, excluded.astype(np.int32), kept_N, query.user, filtered=bool(query.filter)
+            histories,
+            query.k,
+            excluded.astype(np.int32),
+            kept_N,
+            query.user,
+            filtered=bool(query.filter),
+            place_E=_by_time(followed, query.events) if query.explain else None,
         )
 
     def answer(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
@@ -174,7 +188,23 @@ class Predictor:
             True: iter(self._look_up([query for query, suits in zip(queries, indexed, strict=True) if suits])),
             False: iter(self.scan([query for query, suits in zip(queries, indexed, strict=True) if not suits])),
         }
-        return [next(parts[suits]) for suits in indexed]
+        answers = [next(parts[suits]) for suits in indexed]
+        return [
+            answer if query.place_E is None else self._explained(query, answer)
+            for query, answer in zip(queries, answers, strict=True)
+        ]
+
+    def _explained(self, query: EncodedQuery, answer: Recommendation) -> Recommendation:
+        if answer.source == "popularity":
+            return replace(answer, reasons=[[] for _ in answer.item_ids])
+        users = None
+        if self.job.model.uses_users:
+            users = Users.told(self.encoder.user_features, [query.user])
+        row_K = self.encoder.item_rows(answer.item_ids).astype(np.int64)
+        found = reasons(self.ranker, query.histories, row_K, users)
+        assert query.place_E is not None
+        places = query.place_E
+        return replace(answer, reasons=[[Reason(int(places[one.place]), one.effect) for one in some] for some in found])
 
     def _suits_index(self, query: EncodedQuery) -> bool:
         """False for what the index was not measured for: longer lists, few of the items, and no history."""
@@ -300,6 +330,13 @@ class Predictor:
             source="model" if query.num_events else "popularity",
             model_version=self.version,
         )
+
+
+def _by_time(places: list[int], events: Sequence[RawEvent]) -> NDArray[np.int64]:
+    """The places in the order in which the encoder puts their events."""
+    if all(events[place].time_ms is not None for place in places):
+        places = sorted(places, key=lambda place: events[place].time_ms or 0)
+    return np.array(places, np.int64)
 
 
 def _kept_scores(queries: Sequence[EncodedQuery], scores: ScoreChunk) -> ScoreChunk:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from distft.data.encode import RawEvent
+from distft.serve.explaining import Reason
 from distft.serve.predictor import AnswerSource, Query, Recommendation
 from distft.serve.problems import MAX_FIELD_ERRORS, FieldError, Problem
 
@@ -133,12 +134,27 @@ class RecommendRequest(Body):
         description="what is known of the user: features that GET /v1/model lists, in the shop's own words",
         examples=[{"gender": "F", "age": 34}],
     )
+    explain: bool = Field(
+        False, description="tell of each item which events moved its score most; costs a pass for each event"
+    )
 
     def query(self) -> Query:
         """What the predictor is asked."""
         events = [event.raw() for event in self.history or ()]
         kept = dict(self.filter) if self.filter else None
-        return Query(events, self.k, self.exclude_seen, kept, self.user, tuple(self.exclude_items or ()))
+        denied = tuple(self.exclude_items or ())
+        return Query(events, self.k, self.exclude_seen, kept, self.user, denied, explain=self.explain)
+
+
+class Because(BaseModel):
+    """An event of the history, and what it did to an item's score."""
+
+    place: int = Field(description="where the event stands in the history, from 0")
+    event: str
+    item_id: str | None = None
+    query: str | None = None
+    timestamp: int | None = Field(None, description="milliseconds since 1970, where it is known")
+    effect: float = Field(description="the score less what it is without this event: above 0 speaks for the item")
 
 
 class RecommendedItem(BaseModel):
@@ -146,6 +162,7 @@ class RecommendedItem(BaseModel):
 
     item_id: str
     score: float
+    because: list[Because] | None = Field(None, description="where 'explain' is true; the strongest effect first")
 
 
 class RecommendResponse(BaseModel):
@@ -157,15 +174,32 @@ class RecommendResponse(BaseModel):
     source: AnswerSource = Field(description="model, or popularity where the user has no history")
 
     @classmethod
-    def of(cls, answer: Recommendation) -> RecommendResponse:
-        """The answer in the words of the API."""
+    def of(cls, answer: Recommendation, events: Sequence[RawEvent] = ()) -> RecommendResponse:
+        """The answer in the words of the API; ``events``: those of the query, which reasons name by their places."""
+        reasons = [None] * len(answer.item_ids) if answer.reasons is None else answer.reasons
         items = [
-            RecommendedItem(item_id=item_id, score=score)
-            for item_id, score in zip(answer.item_ids, answer.scores, strict=True)
+            RecommendedItem(item_id=item_id, score=score, because=_because(some, events))
+            for item_id, score, some in zip(answer.item_ids, answer.scores, reasons, strict=True)
         ]
         return cls(
             items=items, model_version=answer.model_version, unknown_items=answer.unknown_items, source=answer.source
         )
+
+
+def _because(reasons: Sequence[Reason] | None, events: Sequence[RawEvent]) -> list[Because] | None:
+    if reasons is None:
+        return None
+    return [
+        Because(
+            place=one.place,
+            event=events[one.place].event,
+            item_id=events[one.place].item_id,
+            query=events[one.place].query,
+            timestamp=events[one.place].time_ms,
+            effect=one.effect,
+        )
+        for one in reasons
+    ]
 
 
 class Status(BaseModel):

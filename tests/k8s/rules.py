@@ -164,7 +164,7 @@ def _entrypoint(text: str) -> tuple[str, ...]:
 def _faults_of_command(text: str) -> Iterator[str]:
     from typer.main import get_command
 
-    from distft.cli import app
+    from distft.cli.main import app
     from distft.jobfile import load_job
 
     words = shlex.split(text.replace("$(date -u +%Y-%m-%d)", "2026-01-01"))

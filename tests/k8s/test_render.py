@@ -10,7 +10,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
-from distft.cli import app
+from distft.cli.main import app
 from distft.errors import UsageError
 from distft.jobfile import load_job
 from distft.k8s.render import Wish, rendered

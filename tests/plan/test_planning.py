@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from distft.component import ModelConfig, configs
 from distft.errors import UsageError
 from distft.job import Job
 from distft.jobfile import load_job
+from distft.losses import chunks
+from distft.plan import passes
 from distft.plan.asking import check_fits, plan
 from distft.plan.passes import measured
 from distft.plan.planning import parsed_bytes, refuse
@@ -41,6 +44,16 @@ def test_every_model_is_measured_without_memory_for_it(config: type[ModelConfig]
     assert {f"model.{name}" for name in names} <= {one.name for one in found.parameters}
     assert found.activation_bytes > 0
     assert found.pass_bytes >= found.activation_bytes
+
+
+@pytest.mark.parametrize("loss", ["{kind: softmax}", "{kind: sampled_softmax, num_negatives: 64}"])
+def test_a_few_chunks_of_the_loss_tell_what_all_of_them_take(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of(f"loss={loss}")
+    monkeypatch.setattr(chunks, "CPU_NUMBERS", 3 * 5_000)
+    monkeypatch.setattr(chunks, "CPU_WIDTH", 3)  # 34 chunks of a hundred positions
+    few = measured(job, catalog_of(5_000), 1)
+    monkeypatch.setattr(passes, "only_different", nullcontext)
+    assert few == measured(job, catalog_of(5_000), 1)
 
 
 def test_what_blocks_add_is_taken_from_the_difference_of_two() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from distft.cli import _command, _session
+from distft.cli.session import command_again, session
 from distft.errors import NotFiniteError
 from distft.pipeline import Context, run
 from tests.train.datasets import circle_job, write_circle
@@ -38,7 +38,7 @@ def test_a_program_is_told_what_the_page_says(capsys: pytest.CaptureFixture[str]
     details |= {"before": [], "checkpoint": None, "log": "", "at": "now", "resume": "distft train a", "page": "p.html"}
     details |= {"reached": 4}
     error.details = details
-    with pytest.raises(typer.Exit), _session(as_json=True):
+    with pytest.raises(typer.Exit), session(as_json=True):
         raise error
     out, err = capsys.readouterr()
     assert json.loads(out)["failure"] == details
@@ -47,4 +47,4 @@ def test_a_program_is_told_what_the_page_says(capsys: pytest.CaptureFixture[str]
 
 def test_the_command_to_resume_is_the_one_given_less_what_would_start_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/venv/bin/distft", "train", "my job.yaml", "--force", "--set", "seed=3"])
-    assert _command() == f"cd {Path.cwd()} && distft train 'my job.yaml' --set seed=3"
+    assert command_again() == f"cd {Path.cwd()} && distft train 'my job.yaml' --set seed=3"
