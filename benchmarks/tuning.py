@@ -105,8 +105,8 @@ def replays(grid: list[Trial]) -> list[dict[str, Any]]:
     top = max(one.best_value or 0.0 for one in grid)
     all_s = sum(one.train_s + one.valid_s for one in grid)
     found = []
-    for num_random in (6, 8, 10):
-        for min_epochs, factor in ((1, 2), (1, 3), (2, 2), (2, 3), (2, 4), (3, 3)):
+    for num_random in (6, 10):
+        for min_epochs, factor in ((1, 3), (2, 3)):
             search.NUM_RANDOM = num_random
             runs = []
             for seed in range(NUM_REPLAYS):
