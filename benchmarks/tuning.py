@@ -8,9 +8,9 @@ Run:  .venv/bin/python benchmarks/tuning.py FOLDER grid
 ``grid`` runs 6 learning rates by 4 batch sizes to their last epoch, ``search`` the search of the job as it is (for each
 SEED; 1), ``long`` four trials that take two minutes or more on the average. All by ``distft tune`` below FOLDER; what
 was killed goes on. Without a word they are told of, and the search is replayed: the same rules (``tune/search.py``,
-``tune/halving.py``) choose among the points of the grid, whose curves and seconds are known, with NUM_REPLAYS seeds and
-with other settings. The share of seconds is of those that trainers spent on steps and validations; overhead is what the
-search's time has beside them, where two trials run at a time.
+``tune/halving.py``) choose among the points of the grid, whose curves and seconds are known, with NUM_REPLAYS seeds,
+and with a later first judgement. The share of seconds is of those that trainers spent on steps and validations;
+overhead is what the search's time has beside them, where two trials run at a time.
 
 Only the validation split is looked at, but by ``distft tune`` itself when it ends (``tune/gain.py``). Needs ``distft
 data fetch ml-100k``. Writes ``benchmarks/results/tuning.json``.
@@ -105,26 +105,24 @@ def replays(grid: list[Trial]) -> list[dict[str, Any]]:
     top = max(one.best_value or 0.0 for one in grid)
     all_s = sum(one.train_s + one.valid_s for one in grid)
     found = []
-    for num_random in (6, 10):
-        for min_epochs, factor in ((1, 3), (2, 3)):
-            search.NUM_RANDOM = num_random
-            runs = []
-            for seed in range(NUM_REPLAYS):
-                rule = json.dumps({"min_epochs": min_epochs, "reduction_factor": factor})
-                sets = [f"tune.search={json.dumps(ON_GRID)}", f"tune.asha={rule}", f"tune.seed={seed}"]
-                runs.append(replay(load_job(str(JOB), sets), points))
-            values, seconds = np.array(runs).T
-            line = {
-                "num_random": num_random,
-                "min_epochs": min_epochs,
-                "reduction_factor": factor,
-                "rungs": list(rungs(load_job(str(JOB), [f"tune.asha={rule}"]).tune.asha, 10)),  # type: ignore[arg-type]
-                "share_within": float((values >= top * (1 - WITHIN)).mean()),
-                "mean_seconds_share": float(seconds.mean() / all_s),
-                "most_seconds_share": float(seconds.max() / all_s),
-            }
-            print(json.dumps(line), flush=True)
-            found.append(line)
+    for min_epochs, factor in ((1, 3), (2, 3)):
+        runs = []
+        for seed in range(NUM_REPLAYS):
+            rule = json.dumps({"min_epochs": min_epochs, "reduction_factor": factor})
+            sets = [f"tune.search={json.dumps(ON_GRID)}", f"tune.asha={rule}", f"tune.seed={seed}"]
+            runs.append(replay(load_job(str(JOB), sets), points))
+        values, seconds = np.array(runs).T
+        line = {
+            "num_random": search.NUM_RANDOM,
+            "min_epochs": min_epochs,
+            "reduction_factor": factor,
+            "rungs": list(rungs(load_job(str(JOB), [f"tune.asha={rule}"]).tune.asha, 10)),  # type: ignore[arg-type]
+            "share_within": float((values >= top * (1 - WITHIN)).mean()),
+            "mean_seconds_share": float(seconds.mean() / all_s),
+            "most_seconds_share": float(seconds.max() / all_s),
+        }
+        print(json.dumps(line), flush=True)
+        found.append(line)
     return found
 
 
