@@ -71,14 +71,22 @@ def read_histories(bundle: Storage) -> Iterator[tuple[str, list[RawEvent]]]:
 def encoded(table: pa.Table, encoder: Encoder) -> Histories:
     """The rows of such a file as ``Encoder.encode_events`` encodes each; events of unknown types are left out.
 
-    ``time_ms``, ``query`` and ``value`` may be missing. Raises DataError for an event without an item that needs one.
+    ``time_ms``, ``query`` and ``value`` may be missing. Raises DataError for columns that are no lists of one length,
+    and for an event without an item that needs one.
     """
-    lists = {name: table[name].combine_chunks() for name in table.column_names if name != "user_id"}
-    lengths = np.asarray(lists["event"].value_lengths().fill_null(0), np.int64)
+    lists = {name: table[name].combine_chunks() for name in SCHEMA.names[1:] if name in table.column_names}
+    for name, column in lists.items():
+        if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+            raise DataError(f"The column {name} is {column.type}", "a list for each user, with an entry for each event")
+    all_lengths = {name: np.asarray(column.value_lengths().fill_null(0), np.int64) for name, column in lists.items()}
+    lengths = all_lengths["event"]
+    for name, others in all_lengths.items():
+        if not np.array_equal(others, lengths):
+            row = int(np.flatnonzero(others != lengths)[0])
+            what = f"User {table['user_id'][row]} has {lengths[row]} events and {others[row]} entries of {name}"
+            raise DataError(what, "an entry for every event, or null")
     code_E = _rows(lists["event"].flatten(), lambda names: [_code(encoder, name) for name in names], 0).astype(np.int8)
     item_E = _rows(lists["item_id"].flatten(), encoder.item_rows, PAD).astype(np.int32)
-    if len(item_E) != len(code_E):
-        raise DataError("The lists of item_id and event are not equally long", "an entry for every event, or null")
     itemless = [encoder.event_code(name) for name in ITEMLESS_EVENTS if name in encoder.event_names]
     lacking_E = (item_E == PAD) & (code_E > 0) & ~np.isin(code_E, itemless)
     if lacking_E.any():

@@ -22,10 +22,7 @@ SPARE = 1.2
 
 
 def worker_gib(job: Job, num_items: int | None, dataset: Storage | None) -> int:
-    """GiB of a worker's pod. ``dataset``: where one may be prepared already, None not to look.
-
-    Raises UsageError for a job that no pod can train, with whatever memory.
-    """
+    """GiB of a worker's pod. ``dataset``: where one may be prepared already, None not to look."""
     stages = [stage for stage in ("train", "finetune") if stage in job.stages]
     return max([WORKER.memory_gib, *(_needed_gib(job, stage, num_items, dataset) for stage in stages)])
 

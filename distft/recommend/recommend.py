@@ -7,7 +7,6 @@ say so: a run that was killed goes on with the parts that are missing, and no li
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from distft.ranking import ExcludeSeen
 from distft.recommend.scoring import BatchScorer
 from distft.serve.arrangement import VERSION_CHARS
 from distft.serve.predictor import Predictor
-from distft.storage import MANIFEST, Storage, canonical_json
+from distft.storage import MANIFEST, Storage, digest
 
 LISTS, WANTED, KIND = "lists", "wanted.json", "recommendations"
 PART_USERS = 1 << 14
@@ -88,7 +87,7 @@ class Task:
             "histories": self.files,
             "k": self.wanted.k,
             "exclude_seen": self.wanted.exclude_seen,
-            "deny": hashlib.sha256(canonical_json(sorted(self.wanted.deny))).hexdigest(),
+            "deny": digest(sorted(self.wanted.deny)),
             "part_users": PART_USERS,
         }
 
@@ -119,7 +118,7 @@ def recommend(task: Task, out: Storage, *, force: bool = False, progress: Progre
 
 
 def _histories(bundle: Storage, histories: Storage | None) -> tuple[Storage, dict[str, str]]:
-    """(The folder, SHA-256 of each of its Parquet files). Raises ArtefactError or UsageError."""
+    """(The folder, SHA-256 of each of its Parquet files). Raises ArtefactError."""
     place = histories or bundle / FOLDER
     files = [name for name in place.list() if name.endswith(".parquet")]
     if not files:

@@ -82,6 +82,22 @@ def test_an_event_without_the_item_that_it_is_about_is_an_error() -> None:
         encoded(table({"a": [RawEvent("i1", "view", 3), RawEvent(None, "cart", 4)]}), encoder())
 
 
+@pytest.mark.parametrize("name", ["item_id", "time_ms", "query", "value"])
+def test_a_column_with_another_number_of_entries_names_the_user(name: str) -> None:
+    whole = table({"a": [RawEvent("i1", "view", 3)], "b": [RawEvent("i2", "cart", 4), RawEvent("i3", "view", 5)]})
+    place = whole.column_names.index(name)
+    # As many in all, so that only a look at each user tells.
+    shifted = pa.array([whole[name].to_pylist()[1], whole[name].to_pylist()[0]], whole.schema.field(name).type)
+    with pytest.raises(DataError, match=f"User a has 1 events and 2 entries of {name}"):
+        encoded(whole.set_column(place, name, shifted), encoder())
+
+
+def test_a_column_that_is_no_list_is_named_with_its_type() -> None:
+    whole = table({"a": [RawEvent("i1", "view", 3)]})
+    with pytest.raises(DataError, match="The column item_id is string"):
+        encoded(whole.set_column(1, "item_id", pa.array(["i1"])), encoder())
+
+
 @pytest.mark.parametrize("rule", [None, "all", "targets", "none"])
 @pytest.mark.parametrize("deny", [(), ("i3", "i7", "i11", "not an item")])
 def test_lists_are_what_the_service_answers(predictor: Predictor, rule: str | None, deny: tuple[str, ...]) -> None:
