@@ -3,11 +3,14 @@
 Enters: how long each admitted request took. Leaves: whether the next one may come in. Whoever is turned away learns it
 at once, and those inside are answered in time, however many knock. Surprising choice: the bound is found by control
 instead of being set, because what fits depends on how many replicas there are at the moment, on the model and on the
-machine: it grows while answers come sooner than ``target_s`` and shrinks while they come later.
+machine: it grows while answers come sooner than ``target_s`` and shrinks while they come later. What waits before this
+process has looked at it is not in these times; so nobody comes in either while the process itself is behind.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,6 +27,30 @@ GAIN = 0.2
 MOST_LATE = 2.0
 """One answer that is late by more than so many times ``target_s`` says no more than one that is late by so many."""
 
+BEAT_S = 0.01
+MOST_BEHIND = 0.5
+"""A process that is behind by so many times ``target_s`` lets nobody in: turning away is what it can do quickly."""
+
+
+class Pulse:
+    """How far the event loop is behind: a beat is due every ``BEAT_S``, and comes when its turn has come."""
+
+    def __init__(self) -> None:
+        self._last_s = 0.0
+        self._beating: asyncio.Task[None] | None = None
+
+    def behind_s(self) -> float:
+        """Seconds that the running loop's next beat is late by now; the first call starts the beats."""
+        if self._beating is None or self._beating.done():
+            self._last_s = time.monotonic()
+            self._beating = asyncio.get_running_loop().create_task(self._beat())
+        return max(time.monotonic() - self._last_s - BEAT_S, 0.0)
+
+    async def _beat(self) -> None:
+        while True:
+            self._last_s = time.monotonic()
+            await asyncio.sleep(BEAT_S)
+
 
 class Admission:
     """Counts requests in flight, and bounds them between ``least`` and ``most``."""
@@ -32,6 +59,7 @@ class Admission:
         self.target_s, self.least, self.most = target_s, least, most
         self.limit = float(least)
         self.in_flight = 0
+        self.pulse = Pulse()
 
     def follow(self, target_s: float, least: int) -> None:
         """Goes on with another target and lower bound."""
@@ -41,6 +69,10 @@ class Admission:
     def is_full(self) -> bool:
         """True if nobody may come in now."""
         return self.in_flight >= int(self.limit)
+
+    def is_behind(self) -> bool:
+        """True while this process does not keep up with what is sent to it; needs a running event loop."""
+        return self.pulse.behind_s() > MOST_BEHIND * self.target_s
 
     def enter(self) -> bool:
         """True if one more request may come in, which is then counted until it leaves."""
@@ -72,7 +104,8 @@ class Bounded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and self.admission.is_full and (scope["method"], scope["path"]) in BOUNDED:
+        bounded = scope["type"] == "http" and (scope["method"], scope["path"]) in BOUNDED
+        if bounded and (self.admission.is_full or self.admission.is_behind()):
             self.refused()
             await self.full(scope, receive, send)
             return

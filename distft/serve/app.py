@@ -9,7 +9,9 @@ in ``user_config``, because an event is accepted or refused while no model may b
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
 
 from distft.data.encode import RawEvent
 from distft.data.pseudonyms import open_pseudonyms
@@ -32,6 +35,7 @@ from distft.serve.arrangement import HISTORIES, INGRESS, MODEL_PREFIX, Arrangeme
 from distft.serve.batching import Overloaded
 from distft.serve.door import Door, log_requests
 from distft.serve.golden import GoldenRequest, difference
+from distft.serve.guard import let_in_before_ray
 from distft.serve.histories import Keeping
 from distft.serve.keys import Keyring
 from distft.serve.metrics import Counted, IngressMeter
@@ -71,13 +75,20 @@ class Ingress:
         self.meter = IngressMeter()
         self.admission = Admission(1.0, MAX_IN_FLIGHT, MAX_IN_FLIGHT)
 
-    def __serve_build_asgi_app__(self) -> Counted:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         keys, log = self.arrangement.keys, self.arrangement.request_log
         if log is not None:
             log_requests(Path(log))
-        api = Bounded(build_api(self), self.admission, self.meter.refused)
-        door = Door(api, Keyring(Path(keys)) if keys else None, self.arrangement.policy)
-        return Counted(door, self.meter, lambda: self.model_version)
+        keyring = Keyring(Path(keys)) if keys else None
+
+        def around(app: ASGIApp) -> ASGIApp:
+            door = Door(Bounded(app, self.admission, self.meter.refused), keyring, self.arrangement.policy)
+            return Counted(door, self.meter, lambda: self.model_version)
+
+        api = let_in_before_ray(build_api(self), around)
+        gc.collect()
+        gc.freeze()  # or every full collection would walk all that Ray and torch have made while they were imported
+        return api
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Follows ``user_config``, see ``ingress_config``."""
@@ -260,8 +271,8 @@ def ingress_config(model_application_name: str, settings: Serve, event_names: Se
         "model_application": model_application_name,
         "request_timeout_s": settings.request_timeout_s,
         "target_latency_s": settings.target_latency_s,
-        # More than all replicas should have: with less, no crowd would ever make a slow model scale up to them.
-        "least_in_flight": (settings.max_replicas + 1) * settings.ongoing_requests,
+        # More than all replicas but one should have: with less, no crowd would ever make a slow model scale up to all.
+        "least_in_flight": math.ceil((settings.max_replicas - 0.5) * settings.ongoing_requests),
         "events": list(event_names),
     }
 

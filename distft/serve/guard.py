@@ -1,12 +1,13 @@
 """What stands before everything that reads a request's headers: Ray Serve reads some of them before the API does.
 
 Enters: the raw requests of clients. Leaves: those whose headers are text, without the ones by which a client could
-steer Ray. Surprising choice: Ray decodes header bytes without a net, so that one that is not UTF-8 would end as a
-500; here it ends as a problem of the client's.
+steer Ray, and which the process has let in. Surprising choice: Ray decodes header bytes without a net, so that one that
+is not UTF-8 would end as a 500; here it ends as a problem of the client's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -20,6 +21,30 @@ STEERING = frozenset({b"x_request_timeout_seconds", b"x_request_disconnect_disab
 A dash is as good as an underscore.
 """
 
+LET_IN = "distft.let_in"
+"""Key of a request's scope that only this process can set."""
+
+Around = Callable[[ASGIApp], ASGIApp]
+"""Puts around an application what decides who may come in."""
+
+_around: Around | None = None
+
+
+def let_in_before_ray(api: ASGIApp, around: Around) -> ASGIApp:
+    """The application to give to Ray Serve for ``api``; ``around`` is put before Ray's HTTP servers of this process.
+
+    What is turned away then costs none of Ray's tasks, of which each request has several: in an overload that is what
+    most requests cost. A request that comes another way, through Ray's own proxy, passes ``around`` behind Ray.
+    """
+    global _around
+    _around = around
+    other_way = around(api)
+
+    async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+        await (api if LET_IN in scope else other_way)(scope, receive, send)
+
+    return behind
+
 
 def middlewares() -> list[Middleware]:
     """What Ray Serve puts around its HTTP servers (``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``)."""
@@ -27,10 +52,10 @@ def middlewares() -> list[Middleware]:
 
 
 class Guard:
-    """Refuses a request with 400 whose headers are not UTF-8, and takes out those that steer Ray."""
+    """Refuses a request with 400 whose headers are not UTF-8, takes out those that steer Ray, and lets others in."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+        self.app = app if _around is None else _around(_marked(app))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -45,6 +70,14 @@ class Guard:
             return
         kept: Any = [(name, value) for name, value in headers if name.replace(b"-", b"_") not in STEERING]
         await self.app({**scope, "headers": kept}, receive, send)
+
+
+def _marked(app: ASGIApp) -> ASGIApp:
+    async def let_in(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[LET_IN] = True
+        await app(scope, receive, send)
+
+    return let_in
 
 
 def _is_text(value: bytes) -> bool:

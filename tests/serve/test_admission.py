@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import httpx
 import pytest
@@ -69,3 +70,32 @@ def test_only_requests_for_the_model_are_bounded() -> None:
     assert asyncio.run(call("GET", "/readyz")).status_code == 404
     admission.leave(0.01)
     assert asyncio.run(call("POST", "/v1/recommend")).status_code == 404
+
+
+def test_nobody_comes_in_while_the_process_is_behind() -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
+        await Problem(404, "inside").response()(scope, receive, send)  # type: ignore[arg-type]
+
+    admission, refused = Admission(TARGET_S, 64, 64), []
+    door = Bounded(app, admission, lambda: refused.append(1))
+
+    async def status() -> int:
+        sent: list[dict[str, int]] = []
+
+        async def send(message: dict[str, int]) -> None:
+            sent.append(message)
+
+        await door({"type": "http", "method": "POST", "path": "/v1/recommend"}, None, send)  # type: ignore[arg-type]
+        return sent[0]["status"]
+
+    async def blocked_for_a_while() -> list[int]:
+        found = [await status()]
+        await asyncio.sleep(0.05)
+        found.append(await status())
+        time.sleep(TARGET_S)  # as a burst of other requests would
+        found.append(await status())
+        await asyncio.sleep(0.05)
+        return [*found, await status()]
+
+    assert asyncio.run(blocked_for_a_while()) == [404, 404, 503, 404]
+    assert len(refused) == 1

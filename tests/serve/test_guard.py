@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from distft.serve.guard import Guard, middlewares
+from distft.serve import guard
+from distft.serve.guard import Guard, let_in_before_ray, middlewares
+from distft.serve.problems import Problem
+
+
+@pytest.fixture(autouse=True)
+def nothing_before_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_around", None)
 
 
 def ask(headers: list[tuple[bytes, bytes]], kind: str = "http") -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -21,8 +28,7 @@ def ask(headers: list[tuple[bytes, bytes]], kind: str = "http") -> tuple[list[di
         sent.append(message)
 
     (middleware,) = middlewares()
-    guard = middleware.cls(app, *middleware.args, **middleware.kwargs)
-    asyncio.run(guard({"type": kind, "headers": headers, "path": "/v1/model"}, None, send))
+    asyncio.run(middleware.cls(app, *middleware.args, **middleware.kwargs)({"type": kind, "headers": headers, "path": "/v1/model"}, None, send))
     return reached, sent
 
 
@@ -50,3 +56,39 @@ def test_clients_do_not_steer_ray() -> None:
 def test_what_is_no_request_passes() -> None:
     reached, _ = ask([], kind="lifespan")
     assert reached[0]["type"] == "lifespan"
+
+
+def statuses(*apps: Any, path: str = "/v1/model") -> list[int]:
+    """What each application answers to a request of its own."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    for app in apps:
+        asyncio.run(app({"type": "http", "method": "GET", "headers": [], "path": path}, None, send))
+    return [message["status"] for message in sent if message["type"] == "http.response.start"]
+
+
+def test_who_may_come_in_is_decided_once_and_before_ray() -> None:
+    decided: list[str] = []
+
+    def around(app: Any) -> Any:
+        async def door(scope: Any, receive: Any, send: Any) -> None:
+            decided.append(scope["path"])
+            await (Problem(401, "No key.").response() if scope["path"] == "/closed" else app)(scope, receive, send)
+
+        return door
+
+    inside = let_in_before_ray(Problem(418, "The API.").response(), around)
+    reached: list[str] = []
+
+    async def ray(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["path"])
+        await inside(scope, receive, send)
+
+    assert statuses(Guard(ray), path="/closed") == [401] and not reached
+    assert statuses(Guard(ray), path="/open") == [418] and reached == ["/open"]
+    assert decided == ["/closed", "/open"], "once each"
+    assert statuses(inside, path="/closed") == [401], "a request that comes through Ray's own proxy"
+    assert statuses(inside, path="/open") == [418]
