@@ -28,7 +28,8 @@ def ask(headers: list[tuple[bytes, bytes]], kind: str = "http") -> tuple[list[di
         sent.append(message)
 
     (middleware,) = middlewares()
-    asyncio.run(middleware.cls(app, *middleware.args, **middleware.kwargs)({"type": kind, "headers": headers, "path": "/v1/model"}, None, send))
+    stands_before = middleware.cls(app, *middleware.args, **middleware.kwargs)
+    asyncio.run(stands_before({"type": kind, "headers": headers, "path": "/v1/model"}, None, send))
     return reached, sent
 
 
