@@ -8,6 +8,7 @@ block. Surprising choice: never ``address="auto"``, which may attach to somebody
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import secrets
@@ -20,10 +21,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from distft.errors import RunError
+from distft.errors import RunError, UsageError
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -41,6 +43,9 @@ SERVE = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "4",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER": "1s",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_DOWNINTER": "500ms",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_worker_niceness": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "distft.serve.guard:middlewares",
@@ -56,6 +61,31 @@ LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 def is_remote() -> bool:
     """True where the environment names a cluster, as it does in a submitted job."""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+WAY = "ray.json"
+"""File that says how the Ray of a service is reached, where it is embedded."""
+
+
+def tell_way(file: Path) -> None:
+    """Writes where the embedded Ray of this process is and its token, for nobody but this user."""
+    import ray
+
+    token = os.environ.get("RAY_AUTH_TOKEN") or Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    value = {"address": ray.get_runtime_context().gcs_address, "token": token}
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        json.dump(value, stream)
+
+
+def go_way(file: Path) -> None:
+    """Lets ``connect`` attach to the Ray that ``tell_way`` wrote of. Raises UsageError where none is told of."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        what = f"{file} does not say where a service runs: {getattr(error, 'strerror', None) or error}"
+        remedy = "Start it with 'distft serve', give its folder with --state, or set RAY_ADDRESS."
+        raise UsageError(what, "the folder of a service that is up", remedy) from error
+    os.environ |= {"RAY_ADDRESS": value["address"], "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": value["token"]}
 
 
 def num_nodes() -> int:

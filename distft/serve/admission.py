@@ -31,6 +31,9 @@ BEAT_S = 0.01
 MOST_BEHIND = 0.5
 """A process that is behind by so many times ``target_s`` lets nobody in: turning away is what it can do quickly."""
 
+CROWDED, CROWD = 0.25, 4
+"""Share of the bound that is in flight in a crowd, and requests in flight that are none."""
+
 
 class Pulse:
     """How far the event loop is behind: a beat is due every ``BEAT_S``, and comes when its turn has come."""
@@ -71,8 +74,12 @@ class Admission:
         return self.in_flight >= int(self.limit)
 
     def is_behind(self) -> bool:
-        """True while this process does not keep up with what is sent to it; needs a running event loop."""
-        return self.pulse.behind_s() > MOST_BEHIND * self.target_s
+        """True while this process does not keep up with what is sent to it; needs a running event loop.
+
+        Where few are inside, it is behind for another reason, such as a busy machine, and has nothing to turn away.
+        """
+        crowd = max(CROWDED * self.limit, CROWD)
+        return self.in_flight > crowd and self.pulse.behind_s() > MOST_BEHIND * self.target_s
 
     def enter(self) -> bool:
         """True if one more request may come in, which is then counted until it leaves."""
