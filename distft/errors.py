@@ -18,7 +18,8 @@
         │   ├── StalledError  an attempt made no progress
         │   ├── DamagedError  no checkpoint is as it was written
         │   └── NotFiniteError  a loss or metric became NaN or infinite
-        └── ServingError      the service did not come up or did not answer
+        ├── ServingError      the service did not come up or did not answer
+        └── RefusedError      a new model did not pass a check, and the old one goes on
 
 An error says what happened (with the value), what was expected and what to do. All of them survive
 pickling, because Ray carries them between processes: every argument is positional and is handed to
@@ -147,3 +148,7 @@ class NotFiniteError(TrainingError):
 
 class ServingError(RunError):
     """The service did not come up, or did not answer."""
+
+
+class RefusedError(RunError):
+    """A new model did not pass a check of its promotion; the service goes on with the model that it had."""

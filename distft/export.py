@@ -82,13 +82,14 @@ def export(
 def golden_requests(job: Job, dataset: Storage, encoder: Encoder, ranker: Ranker) -> list[dict[str, Any]]:
     """Up to 200 histories of the test split (the validation's, if there is no test) as requests with their answers.
 
-    Each is {"request": the body of /v1/recommend, "items": [{"item_id", "score"}]}. Where the model takes features of
-    users, those of a request are made up: the real ones would tell who it was whose history a bundle holds.
+    Each is {"request": the body of /v1/recommend, "items": [{"item_id", "score"}], "target": the item that the user
+    took next, null where it has no row}. Where the model takes features of users, those of a request are made up: the
+    real ones would tell who it was whose history a bundle holds.
     """
     split = "test" if TargetReader(dataset, "test").num_rows else "valid"
     golden: list[dict[str, Any]] = []
     specs = encoder.user_features if job.model.uses_users else ()
-    for histories, _ in TargetReader(dataset, split, batch_size=NUM_GOLDEN):
+    for histories, targets in TargetReader(dataset, split, batch_size=NUM_GOLDEN):
         excluded = excluded_items(histories, job.evaluate.exclude_seen, encoder.target_codes)
         users = [made_up_user(specs, len(golden) + index) for index in range(len(histories))]
         ranked = ranker.top_k(replace(histories, user_row=_rows(users)), GOLDEN_K, excluded, Users.told(specs, users))
@@ -96,7 +97,9 @@ def golden_requests(job: Job, dataset: Storage, encoder: Encoder, ranker: Ranker
             request = {"history": request_events(encoder, histories, index), "k": GOLDEN_K}
             request |= {"user": users[index]} if users[index] else {}
             items = _items(encoder, ranked.rows_BK[index].numpy(), ranked.scores_BK[index].tolist())
-            golden.append({"request": request, "items": items})
+            row = int(targets.item[index])
+            target = str(encoder.item_ids[row]) if row >= NUM_RESERVED else None
+            golden.append({"request": request, "items": items, "target": target})
         if len(golden) == NUM_GOLDEN:
             break
     return golden

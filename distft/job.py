@@ -18,6 +18,7 @@ from distft.losses.softmax.config import Config as Softmax
 from distft.models.transformer.config import Config as Transformer
 from distft.schema import LABEL_METRICS, VALUE_METRICS
 from distft.sections.data import Data
+from distft.sections.deploy import Deploy
 from distft.sections.serve import Evaluate, Serve
 from distft.sections.train import Finetune, Scaling, Tracking, Train
 from distft.sections.tune import Tune
@@ -30,8 +31,8 @@ else:
     AnyModel = union("models", "kind", Transformer)
     AnyLoss = union("losses", "kind", Softmax)
 
-StageName = Literal["prepare", "train", "tune", "finetune", "evaluate", "export"]
-STAGE_ORDER: tuple[StageName, ...] = ("prepare", "tune", "train", "finetune", "evaluate", "export")
+StageName = Literal["prepare", "train", "tune", "finetune", "evaluate", "export", "deploy"]
+STAGE_ORDER: tuple[StageName, ...] = ("prepare", "tune", "train", "finetune", "evaluate", "export", "deploy")
 
 
 class Job(Section):
@@ -51,6 +52,7 @@ class Job(Section):
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
+    deploy: Deploy = Deploy()
 
     @field_validator("stages")
     @classmethod

@@ -14,13 +14,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from distft import cluster
+from distft import cluster, promotions
 from distft.errors import ArtefactError, DistftError, StageChangedError, StorageError, UsageError
 from distft.job import STAGE_ORDER, Job, StageName
 from distft.lock import locked
+from distft.signing import check_signing_key, sign
 from distft.storage import MANIFEST, Storage
 
 MISSING = "(absent)"
+BASES = "bases.json"
+"""Which bundles stood for services' folders when a run began."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Watcher:
 class Context:
     """One command: the job, where its artefacts are, and how it was asked for; ``command`` continues it.
 
-    ``against``: a bundle that the evaluation compares with.
+    ``against``: a bundle that the evaluation compares with. ``sign_key``: what an exported bundle is signed with.
     """
 
     job: Job
@@ -50,6 +53,7 @@ class Context:
     from_: str | None = None
     command: str = ""
     against: str | None = None
+    sign_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,11 @@ def run(context: Context, stages: tuple[StageName, ...]) -> dict[str, dict[str, 
             f"some of {', '.join(STAGES)}",
             "Take them out of the job's stages.",
         )
-    context = _inherit(context, stages)
+    context = _inherit(based(context), stages)
     if "prepare" not in stages:
         _dataset(context)
+    if context.sign_key is not None:
+        check_signing_key(context.sign_key)
     summaries: dict[str, dict[str, Any]] = {}
     with locked(context.root), ExitStack() as started:
         context.root.sweep()
@@ -101,7 +107,32 @@ def run(context: Context, stages: tuple[StageName, ...]) -> dict[str, dict[str, 
             known = _with_found_values(context, name, searched=True)
             assert known is not None
             summaries[name] = _bring_up_to_date(known, name, started)
+            if name == "export" and context.sign_key is not None:
+                sign(context.root / STAGES[name].artefact, context.sign_key)
     return summaries
+
+
+def based(context: Context) -> Context:
+    """The context with the bundle that a service runs in the place of the service's folder, as it was the first time.
+
+    What a run was made from does not change while it goes on, whatever is promoted meanwhile, by itself for one.
+    """
+    data, finetune = context.job.data, context.job.finetune
+    places = [part.from_ for part in (data.vocabulary, finetune) if part is not None]
+    folders = {place for place in places if Storage(place).exists(promotions.FILE)}
+    if not folders:
+        return context
+    known = context.root.read_json(BASES) if context.root.exists(BASES) else {}
+    bundles = {place: known.get(place) or promotions.bundle_at(place).uri for place in folders}
+    if bundles.items() - known.items():
+        context.root.make()
+        context.root.write_json(BASES, {**known, **bundles})
+
+    def found(part: Any) -> Any:
+        return part and part.model_copy(update={"from_": bundles.get(part.from_, part.from_)})
+
+    data = data.model_copy(update={"vocabulary": found(data.vocabulary)})
+    return replace(context, job=context.job.model_copy(update={"data": data, "finetune": found(finetune)}))
 
 
 def _inherit(context: Context, stages: tuple[StageName, ...]) -> Context:
@@ -197,6 +228,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     from distft.data.pseudonyms import open_pseudonyms
     from distft.report.data import render
 
+    context = based(context)
     with locked(context.root):
         context.root.sweep()
         _dataset(context)
@@ -223,6 +255,7 @@ def replay(context: Context, url: str, key: str | None = None, ca_file: str | No
     from distft.evaluate.endpoint import Endpoint
     from distft.evaluate.endpoint import replay as compare
 
+    context = based(context)
     _dataset(context)
     weights, dataset = trained(context), context.root / "dataset"
     with Endpoint(url, key, ca_file) as endpoint:
@@ -480,6 +513,22 @@ def _export(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
     return export(context.job, context.root, read_weights(trained(context)), _metrics(context), made_from).info
 
 
+def _bundle(context: Context) -> dict[str, Any]:
+    manifest = (context.root / "bundle").manifest("bundle")
+    if manifest is None:
+        raise ArtefactError(f"There is no bundle at {context.root}/bundle", "", "Run 'distft export' first.")
+    return {"bundle": manifest.sha256}
+
+
+def _deploy(context: Context, made_from: dict[str, Any]) -> dict[str, Any]:
+    from distft.deploy.handing import hand_over
+
+    verdict = hand_over(context.root / "bundle", context.job.deploy, context.watcher.progress)
+    with context.root.replacing("deployment") as artefact:
+        artefact.write_manifest("deployment", made_from, verdict)
+    return verdict
+
+
 def _training_keys(section: str) -> tuple[str, ...]:
     # Not how it runs, but what it learns; and not how long, which may be raised.
     free = ("epochs", "early_stopping", "checkpoint", "validate", "zero", "max_tokens_per_micro_batch")
@@ -518,4 +567,5 @@ STAGES: dict[str, Stage] = {
     "export": Stage(
         "bundle", "bundle", ("name", "evaluate", "serve"), _export_inputs, _export, derived=True, on_ray=False
     ),
+    "deploy": Stage("deployment", "deployment", ("deploy",), _bundle, _deploy, derived=True, on_ray=False),
 }

@@ -105,12 +105,16 @@ class Jobs:
                     "one run per storage at a time",
                     f"Follow it with 'distft jobs logs {other.id} --follow', or stop it first.",
                 )
+        return self.start(["run", *words], job.name, job.storage, folder)
+
+    def start(self, words: Sequence[str], name: str, storage: str, folder: Path) -> str:
+        """The id of a new job that runs ``distft`` with these words in a copy of the folder."""
         with _told(self.address):
             return str(
                 self._client.submit_job(
-                    entrypoint=shlex.join(["python", "-m", "distft", "run", *words]),
-                    submission_id=f"{job.name}-{uuid.uuid4().hex[:6]}",
-                    metadata={"distft": job.name, "storage": job.storage},
+                    entrypoint=shlex.join(["python", "-m", "distft", *words]),
+                    submission_id=f"{name}-{uuid.uuid4().hex[:6]}",
+                    metadata={"distft": name, "storage": storage},
                     runtime_env={
                         "working_dir": str(folder),
                         "excludes": list(EXCLUDES),

@@ -303,6 +303,20 @@ class Terminal:
             table.add_row(job.id, job.status.lower(), code, began, escape(job.storage))
         self.out.print(table)
 
+    def checks(self, verdict: Mapping[str, Any]) -> None:
+        """What a guard found of a new model."""
+        rows = [
+            (check["name"], "passed" if check["passed"] else "REFUSED", check["found"], check["wanted"])
+            for check in verdict.get("checks", ())
+        ]
+        if rows:
+            self.text_table(f"model {verdict['model_version']}", rows)
+
+    def deployment(self, verdict: Mapping[str, Any]) -> None:
+        """What came of a promotion."""
+        self.checks(verdict)
+        self.say(f"model {verdict['model_version']} answers now, in the place of {verdict['replaced']}")
+
     def text_table(self, title: str, rows: Sequence[tuple[str, ...]]) -> None:
         """Rows of words."""
         table = Table(show_header=False)

@@ -13,6 +13,7 @@ import traceback
 from distft.cli import stages
 from distft.cli import clusters
 from distft.cli import serving
+from distft.cli import deploying
 from distft.cli import logs
 from distft.cli.root import app
 from distft.errors import EXIT_FAILED

@@ -102,6 +102,9 @@ def serve(  # noqa: PLR0913  one parameter an option
         str | None,
         typer.Option(metavar="FILE", help="items never to be recommended, an id a line; followed"),
     ] = None,
+    trusted_key: Annotated[
+        str | None, typer.Option("--trusted-key", metavar="FILE", help="serve only what its other half signed")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Serve a bundle over HTTP with Ray Serve until interrupted."""
@@ -115,7 +118,7 @@ def serve(  # noqa: PLR0913  one parameter an option
             folder = default_state(bundle)
         secret, keys = running.enter_context(_access(keys, no_auth))
         tls = _certificate(tls_cert, tls_key)
-        options = Options(history, folder, pseudonym_key, keys, request_log, log_users, tls, deny)
+        options = Options(history, folder, pseudonym_key, keys, request_log, log_users, tls, deny, trusted_key)
 
         listen = port or (free_port(host) if probe else DEFAULT_PORT)
         with terminal.watching("starting the service") as watcher:

@@ -30,6 +30,9 @@ Force = Annotated[bool, typer.Option("--force", help="make the stage again, repl
 Against = Annotated[
     str | None, typer.Option("--against", metavar="BUNDLE", help="compare with the model of a bundle, target by target")
 ]
+SignKey = Annotated[
+    str | None, typer.Option("--sign-key", metavar="FILE", help="sign the bundle with this key of Ed25519 (PEM)")
+]
 From = Annotated[str | None, typer.Option("--from", metavar="train|finetune|PATH", help="which model")]
 Address = Annotated[
     str | None,
@@ -85,13 +88,14 @@ def checked_place(option: str, text: str) -> str:
         raise UsageError(f"{option} is {text!r}: {error}") from None
 
 
-def run_stages(
+def run_stages(  # noqa: PLR0913  what a verb may be asked for
     terminal: Terminal,
     job: Any,
     stages: tuple[StageName, ...],
     force: bool = False,
     from_: str | None = None,
     against: str | None = None,
+    sign_key: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs stages of a job, and gives what each found."""
     from distft import cluster
@@ -105,7 +109,7 @@ def run_stages(
             "the job has ended. Give --storage an absolute path or a URI to keep what this run makes."
         )
     with terminal.watching() as watcher:
-        return run(Context(job, storage, watcher, force, from_, command_again(), against), stages)
+        return run(Context(job, storage, watcher, force, from_, command_again(), against, sign_key), stages)
 
 
 def command_again() -> str:

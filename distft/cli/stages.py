@@ -15,6 +15,7 @@ from distft.cli.session import (
     From,
     JobPath,
     Overrides,
+    SignKey,
     StorageUri,
     checked_place,
     load,
@@ -144,30 +145,36 @@ def _replay(terminal: Terminal, job: Any, url: str, from_: str | None, files: tu
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913  one parameter an option
     job: JobPath,
     set_: Overrides = None,
     storage: StorageUri = None,
     json: AsJson = False,
     force: Force = False,
     from_: From = None,
+    sign_key: SignKey = None,
 ) -> None:
     """Write bundle/: all that a server needs."""
     with session(json) as terminal:
         loaded = load(job, set_, storage)
-        summary = run_stages(terminal, loaded, ("export",), force, from_)["export"]
+        summary = run_stages(terminal, loaded, ("export",), force, from_, sign_key=sign_key)["export"]
         terminal.say(f"bundle  {loaded.storage}/bundle")
         terminal.result(summary)
 
 
 @app.command()
 def run(
-    job: JobPath, set_: Overrides = None, storage: StorageUri = None, json: AsJson = False, force: Force = False
+    job: JobPath,
+    set_: Overrides = None,
+    storage: StorageUri = None,
+    json: AsJson = False,
+    force: Force = False,
+    sign_key: SignKey = None,
 ) -> None:
     """Run the stages in order; skips those that are finished."""
     with session(json) as terminal:
         loaded = load(job, set_, storage)
-        summaries = run_stages(terminal, loaded, loaded.stages, force)
+        summaries = run_stages(terminal, loaded, loaded.stages, force, sign_key=sign_key)
         if "prepare" in summaries:
             terminal.dataset(loaded.storage)
         if "tune" in summaries:
@@ -179,6 +186,8 @@ def run(
             terminal.evaluation(loaded, summaries["evaluate"])
         if "export" in summaries:
             terminal.say(f"bundle  {loaded.storage}/bundle   (serve it: distft serve {loaded.storage}/bundle)")
+        if "deploy" in summaries:
+            terminal.deployment(summaries["deploy"])
         terminal.result(summaries)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from distft.data.encode import Encoder
 from distft.data.features import FeatureSpec, plan_features
 from distft.errors import ArtefactError, UsageError
+from distft.promotions import bundle_at
 from distft.storage import MANIFEST, Storage
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _KINDS = ("dataset", "bundle")
 
 def open_base(place: str) -> Encoder:
     """The encoder of the dataset or bundle at ``place``, whose files were found whole. Raises ArtefactError."""
-    storage = Storage(place)
+    storage = bundle_at(place)
     if not storage.exists(MANIFEST):
         inside = [f"{storage}/{kind}" for kind in _KINDS if (storage / kind).exists(MANIFEST)]
         remedy = f"Did you mean {inside[-1]}?" if inside else "Correct the path, or make the base first."

@@ -25,6 +25,7 @@ from distft.serve.door import DoorPolicy
 from distft.serve.histories import Keeping
 from distft.serve.keys import read_keys
 from distft.serve.tls import Certificate, check_certificate
+from distft.signing import check_signed, check_trusted_key
 from distft.storage import Storage
 
 INGRESS = "ingress"
@@ -44,7 +45,8 @@ class Options:
     histories are kept. ``pseudonym_key``: where the key of ``data.pseudonyms`` lies here. ``keys``: file of API keys;
     without one everybody on this machine is answered, and nobody else. ``request_log``: a file that gets a line for
     every request; ``log_users``: it may name users. ``tls``: HTTPS with this certificate, and nothing else. ``deny``:
-    file of items that nobody is recommended.
+    file of items that nobody is recommended. ``trusted_key``: only bundles that were signed with its other half are
+    served.
     """
 
     history: str | None = None
@@ -55,6 +57,7 @@ class Options:
     log_users: bool = False
     tls: Certificate | None = None
     deny: str | None = None
+    trusted_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class ServedBundle:
 @dataclass(frozen=True)
 class Arrangement:
     """How a service is run: where it keeps histories (None: nowhere), by which key it names users there, who may ask
-    (None: everybody), what is written of each request, and which items are denied.
+    (None: everybody), what is written of each request, which items are denied, whose signature a bundle needs (None:
+    nobody's), and in which folder the service's record is.
     """
 
     keeping: Keeping | None = None
@@ -79,11 +83,16 @@ class Arrangement:
     request_log: str | None = None
     policy: DoorPolicy = field(default_factory=DoorPolicy)
     deny: str | None = None
+    trusted_key: str | None = None
+    state: str | None = None
 
 
-def served_bundle(bundle: Storage) -> tuple[ServedBundle, Job]:
-    """The facts of a bundle, and its job. Raises ArtefactError for a damaged one."""
-    version = bundle.verified("bundle").sha256[:VERSION_CHARS]
+def served_bundle(bundle: Storage, trusted_key: str | None = None) -> tuple[ServedBundle, Job]:
+    """The facts of a bundle, and its job. Raises ArtefactError for a damaged one, or one that is not trusted."""
+    sha256 = bundle.verified("bundle").sha256
+    if trusted_key is not None:
+        check_signed(bundle, trusted_key, sha256)
+    version = sha256[:VERSION_CHARS]
     job = parse_job(bundle.read_bytes("job.yaml").decode(), f"{bundle.uri}/job.yaml")
     event_names = (bundle / "encoder").read_json("encoder.json")["event_names"]
     return ServedBundle(bundle.uri, version, job.serve, event_names), job
@@ -98,6 +107,8 @@ def arranged(job: Job, bundle: Storage, options: Options, num_nodes: int) -> Arr
         check_certificate(options.tls)
     if options.deny is not None:
         read_deny_list(Path(options.deny))
+    if options.trusted_key is not None:
+        check_trusted_key(options.trusted_key)
     return Arrangement(
         keeping,
         pseudonyms,
@@ -105,6 +116,8 @@ def arranged(job: Job, bundle: Storage, options: Options, num_nodes: int) -> Arr
         options.request_log and os.path.abspath(options.request_log),
         DoorPolicy(options.tls is not None, options.log_users),
         options.deny and os.path.abspath(options.deny),
+        options.trusted_key and os.path.abspath(options.trusted_key),
+        options.state and Storage(options.state).uri,
     )
 
 

@@ -1,6 +1,7 @@
 """The golden requests of a bundle: does this server still score as the evaluator did?
 
-Enters: ``golden_requests.jsonl``, one {"request": body of /v1/recommend, "items": [{"item_id", "score"}]} a line.
+Enters: ``golden_requests.jsonl``, one {"request": body of /v1/recommend, "items": [{"item_id", "score"}], "target"} a
+line; the target is what the user did next, where the model knows the item.
 Leaves: the first difference, in words. Surprising choice: places of two items whose scores lie within the
 tolerance may be exchanged, because another processor may add in another order.
 """
@@ -23,11 +24,12 @@ FILE = "golden_requests.jsonl"
 
 @dataclass(frozen=True)
 class GoldenRequest:
-    """A query, and the answer that the evaluator's code gave when the bundle was made."""
+    """A query, the answer that the evaluator's code gave when the bundle was made, and what the user did next."""
 
     query: Query
     item_ids: tuple[str, ...]
     scores: tuple[float, ...]
+    target: str | None = None
 
 
 def read_golden(bundle: Storage, max_k: int) -> list[GoldenRequest]:
@@ -88,10 +90,11 @@ def _parse(line: bytes, place: str, max_k: int) -> GoldenRequest:
         value = json.loads(line)
         query = read_request(json.dumps(value["request"]).encode(), RecommendRequest).query()
         ids, scores = [i["item_id"] for i in value["items"]], [i["score"] for i in value["items"]]
+        target = value.get("target")
     except (ValueError, KeyError, TypeError, Problem) as error:
         raise ArtefactError(f"{place} is no golden request: {error}", "", "Export the model again.") from error
     k = min(query.k, max_k)
-    return GoldenRequest(replace(query, k=k, deny=False), tuple(ids[:k]), tuple(scores[:k]))
+    return GoldenRequest(replace(query, k=k, deny=False), tuple(ids[:k]), tuple(scores[:k]), target)
 
 
 def _close(expected: float, given: float) -> bool:

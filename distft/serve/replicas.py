@@ -15,6 +15,7 @@ import ray
 import torch
 
 from distft.errors import QueryError, ServingError
+from distft.serve.arrangement import served_bundle
 from distft.serve.batching import Batcher, Overloaded
 from distft.serve.denylist import read_deny_list
 from distft.serve.followed import Followed
@@ -46,14 +47,26 @@ class Busy:
 
 
 class ModelReplica:
-    """One process with the model of a bundle; it never starts with a model that scores otherwise than expected."""
+    """One process with the model of a bundle; it never starts with a model that scores otherwise than expected.
 
-    def __init__(self, bundle_uri: str, deny: str | None = None) -> None:
+    ``version``: of the bundle that was deployed; what was written there since then is another model. ``trusted_key``:
+    whose signature it needs.
+    """
+
+    def __init__(
+        self, bundle_uri: str, deny: str | None = None, version: str | None = None, trusted_key: str | None = None
+    ) -> None:
         started_s = time.perf_counter()
         assigned = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
         bundle = Storage(bundle_uri)
-        self.predictor = Predictor.load(bundle)
+        served, _ = served_bundle(bundle, trusted_key)
+        if version not in (None, served.version):
+            raise ServingError(f"{bundle_uri} is model {served.version} now, and {version} was deployed")
+        self.predictor = Predictor.load(bundle, verify=False)
+        wrong = not_finite(self.predictor)
+        if wrong:
+            raise ServingError(f"The model of {bundle_uri} has values that are no numbers: {wrong}")
         self.golden = read_golden(bundle, self.predictor.job.serve.max_k)
         wrong = first_difference(self.predictor, self.golden)
         if wrong:
@@ -93,9 +106,21 @@ class ModelReplica:
         """A request with its expected answer."""
         return self.proof
 
+    async def golden_requests(self) -> list[GoldenRequest]:
+        """All requests with their expected answers."""
+        return self.golden
+
     def _follow(self) -> None:
         if self.denied is not None:
             self.predictor.deny(self.denied.value())
+
+
+def not_finite(predictor: Predictor) -> str | None:
+    """The first weight that is NaN or infinite somewhere, or None."""
+    for name, tensor in predictor.ranker.model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
 
 
 class HistoryReplica(Histories):

@@ -24,8 +24,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distft import cluster
+from distft import cluster, promotions
 from distft.errors import ServingError, UsageError
+from distft.promotions import Attempt, bundle_at, note
 from distft.serve.arrangement import Options, arranged, check_access, served_bundle
 from distft.serve.golden import FILE as GOLDEN_FILE
 from distft.serve.golden import read_golden
@@ -99,10 +100,11 @@ def serving(
     """Runs the block with the service of a bundle up, on an embedded Ray or the cluster of the environment."""
     check_port(host, port)
     check_access(host, options)
-    _, job = served_bundle(Storage(bundle))
-    arranged(job, Storage(bundle), options, 1)  # what can be told before Ray starts; it knows the number of nodes
-    with cluster.connect():
-        service = start(Storage(bundle), host, port, progress, options)
+    place = bundle_at(bundle)
+    _, job = served_bundle(place, options.trusted_key)
+    arranged(job, place, options, 1)  # what can be told before Ray starts; it knows the number of nodes
+    with cluster.connect(), _reachable_for_promotions(options.state):
+        service = start(place, host, port, progress, options)
         try:
             yield service
         finally:
@@ -128,7 +130,7 @@ def start(
     tell("checking the bundle", 0, 3)
     check_port(host, port)
     check_access(host, options)
-    served, job = served_bundle(bundle)
+    served, job = served_bundle(bundle, options.trusted_key)
     read_golden(bundle, job.serve.max_k)
     arrangement = arranged(job, bundle, options, cluster.num_nodes())
     if app.is_running():
@@ -146,13 +148,31 @@ def start(
         _wait_until_ready(service, timeout_s, app.failures)
         if options.tls is not None:
             undo.enter_context(decrypting(options.tls, (_ipv4(host), port), inner[1], folder))
+        if options.state is not None:
+            note(Storage(options.state), Attempt(served.uri, served.version, "started"))
         tell("ready", 3, 3)
         return replace(service, held=undo.pop_all())
 
 
 def default_state(bundle: str) -> str:
-    """Where a service keeps its histories unless it is told: beside the bundle."""
-    return f"{Storage(bundle).uri.rpartition('/')[0]}/{STATE}"
+    """Where a service keeps its histories unless it is told: beside the bundle, or where it kept them before."""
+    place = Storage(bundle)
+    return place.uri if place.exists(promotions.FILE) else f"{place.uri.rpartition('/')[0]}/{STATE}"
+
+
+@contextmanager
+def _reachable_for_promotions(state: str | None) -> Iterator[None]:
+    """Tells, while the block runs, who may read the state's folder how to reach the embedded Ray."""
+    if state is None or cluster.is_remote() or not Storage(state).is_local:
+        yield
+        return
+    way = Path(Storage(state).uri) / cluster.WAY
+    way.parent.mkdir(parents=True, exist_ok=True)
+    cluster.tell_way(way)
+    try:
+        yield
+    finally:
+        way.unlink(missing_ok=True)
 
 
 def check_port(host: str, port: int) -> None:

@@ -20,6 +20,7 @@ from distft.errors import ArtefactError, UsageError
 from distft.job import Job
 from distft.jobfile import dump_job, parse_job
 from distft.models.weights import BASE, BUNDLE_WEIGHTS, MODEL_PREFIX, read_weights
+from distft.promotions import bundle_at
 from distft.storage import MANIFEST, Storage, digest
 
 KEY = "finetune.from"
@@ -68,7 +69,7 @@ class Base:
 
 def find_base(place: str) -> Base:
     """The trained model at a place. Raises ArtefactError where there is none."""
-    storage = Storage(place)
+    storage = bundle_at(place)
     if not storage.exists(MANIFEST):
         inside = [name for name in ("bundle", "finetune", "train") if (storage / name).exists(MANIFEST)]
         remedy = f"Did you mean {storage}/{inside[0]}?" if inside else "Correct the path, or train the base first."

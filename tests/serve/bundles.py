@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from distft.data.encode import Encoder, RawEvent
 from distft.data.features import FeatureColumn, FeatureSpec
+from distft.job import Job
 from distft.jobfile import dump_job, parse_job
 from distft.models.blocks import init_normal
 from distft.ranking import Ranker, excluded_items
@@ -35,24 +36,24 @@ serve: {max_replicas: 1, max_k: 50, max_batch_size: 4}
 """
 
 
-def encoder() -> Encoder:
-    """60 items i0, i1, ... by falling popularity, each of one category."""
+def encoder(num_items: int = NUM_ITEMS) -> Encoder:
+    """Items i0, i1, ... by falling popularity, each of one category."""
     rng = np.random.default_rng(0)
-    codes = np.concatenate([[0, 1], rng.integers(NUM_RESERVED, NUM_RESERVED + len(CATEGORIES), NUM_ITEMS)])
+    codes = np.concatenate([[0, 1], rng.integers(NUM_RESERVED, NUM_RESERVED + len(CATEGORIES), num_items)])
     category = FeatureColumn(
         FeatureSpec("category", "category", vocabulary=("", "", *CATEGORIES)),
-        offsets=np.arange(NUM_ITEMS + NUM_RESERVED + 1, dtype=np.int64),
+        offsets=np.arange(num_items + NUM_RESERVED + 1, dtype=np.int64),
         codes=codes.astype(np.int32),
     )
     price = FeatureColumn(
-        FeatureSpec("price", "number"), values=rng.normal(size=NUM_ITEMS + NUM_RESERVED).astype(np.float32)
+        FeatureSpec("price", "number"), values=rng.normal(size=num_items + NUM_RESERVED).astype(np.float32)
     )
     return Encoder(
         event_names=EVENTS,
         target_events=("purchase",),
         has_clock=True,
-        item_ids=np.array(["", "", *(f"i{index}" for index in range(NUM_ITEMS))], object),
-        counts=np.array([0, 0, *range(2 * NUM_ITEMS, NUM_ITEMS, -1)], np.int64),
+        item_ids=np.array(["", "", *(f"i{index}" for index in range(num_items))], object),
+        counts=np.array([0, 0, *range(2 * num_items, num_items, -1)], np.int64),
         token_words=("", "", *WORDS),
         features=(category, price),
     )
@@ -77,14 +78,20 @@ def as_json(history: list[RawEvent]) -> list[dict[str, Any]]:
     return [{key: value for key, value in event.items() if value is not None} for event in fields]
 
 
-def write_bundle(root: Storage, overrides: tuple[str, ...] = (), golden_shift: float = 0.0) -> Storage:
-    """Writes ``<root>/bundle``; ``golden_shift`` spoils the expected scores by so much."""
-    job, encoding = parse_job(JOB, "tiny.yaml", overrides), encoder()
-    torch.manual_seed(1)
-    model = job.model.build(encoding.catalog())
-    model.apply(partial(init_normal, std=0.3))
-    ranker = Ranker(model, job.model.max_history, encoding)
-    lines = [_golden(ranker, encoding, events(seed, seed + 1), golden_shift) for seed in range(30)]
+def write_bundle(
+    root: Storage, overrides: tuple[str, ...] = (), golden_shift: float = 0.0, seed: int = 1, num_items: int = NUM_ITEMS
+) -> Storage:
+    """Writes ``<root>/bundle``; ``golden_shift`` spoils the expected scores by so much; ``seed``: of the weights.
+
+    The targets of its golden requests are what the model of seed 1 finds second.
+    """
+    job, encoding = parse_job(JOB, "tiny.yaml", overrides), encoder(num_items)
+    teacher = _ranker(job, encoding, 1)
+    ranker = _ranker(job, encoding, seed)
+    model = ranker.model
+    lines = [_golden(ranker, encoding, events(number, number + 1), golden_shift) for number in range(30)]
+    for number, line in enumerate(lines):
+        line["target"] = _golden(teacher, encoding, events(number, number + 1), 0.0)["items"][1]["item_id"]
     with root.replacing("bundle") as bundle:
         bundle.write_bytes("model.safetensors", save(model.state_dict()))
         encoding.save(bundle / "encoder")
@@ -93,6 +100,13 @@ def write_bundle(root: Storage, overrides: tuple[str, ...] = (), golden_shift: f
         bundle.write_bytes("golden_requests.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         bundle.write_manifest("bundle", {}, {"name": job.name})
     return root / "bundle"
+
+
+def _ranker(job: Job, encoding: Encoder, seed: int) -> Ranker:
+    torch.manual_seed(seed)
+    model = job.model.build(encoding.catalog())
+    model.apply(partial(init_normal, std=0.3))
+    return Ranker(model, job.model.max_history, encoding)
 
 
 def _golden(ranker: Ranker, encoding: Encoder, history: list[RawEvent], shift: float) -> dict[str, Any]:
