@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
@@ -33,6 +33,7 @@ from distft.serve.batching import Overloaded
 from distft.serve.door import Door, log_requests
 from distft.serve.golden import GoldenRequest, difference
 from distft.serve.histories import Keeping
+from distft.serve.itemsearch import ItemPage, ItemQuery
 from distft.serve.keys import Keyring
 from distft.serve.metrics import Counted, IngressMeter
 from distft.serve.predictor import Query, Recommendation
@@ -52,6 +53,8 @@ FORGET_TIMEOUT_S = 60.0
 LEAN = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """Environment of processes that do little with many requests: glibc gives back what these leave, where it would keep
 heaps full of holes. Not of the model's, whose large tensors would be asked of the system each time."""
+
+_Answer = TypeVar("_Answer")
 
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
@@ -103,11 +106,12 @@ class Ingress:
         finally:
             self.admission.leave(took_s)
             self.meter.load(self.admission.in_flight, self.admission.limit)
-        if isinstance(reply, Refusal):
-            raise Problem(422, "The request is not valid.", [FieldError(reply.field, reply.message)])
-        if isinstance(reply, Busy):
-            raise Overloaded(FULL)
-        return reply
+        return _answered(reply)
+
+    async def items(self, query: ItemQuery) -> ItemPage:
+        """A page of the current model's items. Raises Problem 422 for what it refuses, ServingError if none comes."""
+        reply: ItemPage | Refusal | Busy = await self._ask("items", query)
+        return _answered(reply)
 
     async def history(self, user_id: str) -> list[RawEvent]:
         """The events that are kept of a user. Raises ServingError if they do not come."""
@@ -147,9 +151,9 @@ class Ingress:
         return self.histories
 
     async def describe(self) -> dict[str, Any]:
-        """The facts of the current model."""
+        """The facts of the current model, and whether histories are kept."""
         facts: dict[str, Any] = await self._ask("describe")
-        return facts
+        return {**facts, "keeps_histories": self.histories is not None}
 
     async def ready(self) -> str:
         """The current model's version, once it has scored as it was exported and as long as it answers.
@@ -203,6 +207,15 @@ class Ingress:
         except RayActorError:
             self.meter.retried()
             return await _reply(remote.remote(*args))
+
+
+def _answered(reply: _Answer | Refusal | Busy) -> _Answer:
+    """The answer of a replica that gave one. Raises Problem 422 where it refuses, Overloaded where it is too busy."""
+    if isinstance(reply, Refusal):
+        raise Problem(422, "The request is not valid.", [FieldError(reply.field, reply.message)])
+    if isinstance(reply, Busy):
+        raise Overloaded(FULL)
+    return reply
 
 
 async def _reply(response: DeploymentResponse[Any]) -> Any:

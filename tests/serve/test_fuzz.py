@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import psutil
@@ -98,10 +98,16 @@ def usual(fuzzer: Fuzzer, number: int) -> None:
     fuzzer.send("POST", "/v1/events", json={"user_id": user, "events": history})
     fuzzer.send("POST", "/v1/recommend", json={"user_id": user})
     fuzzer.send("DELETE", f"/v1/users/{user}")
+    fuzzer.send("GET", "/v1/items", params={"q": f"i{number % 7}", "values": 5, "offset": number % 20})
 
 
 _users = st.text(st.characters(codec="utf-8"), max_size=20).map(lambda text: f"/v1/users/{quote(text, safe='')}")
+_asked = st.lists(
+    st.tuples(st.sampled_from(["q", "filter", "item_id", "offset", "limit", "values", "x"]), st.text(max_size=9)),
+    max_size=4,
+).map(lambda pairs: f"/v1/items?{urlencode(pairs, errors='replace')}")
 _targets = st.one_of(
+    st.tuples(st.just("GET"), _asked),
     st.just(("POST", "/v1/recommend")),
     st.just(("POST", "/v1/events")),
     st.tuples(st.just("DELETE"), _users),

@@ -77,7 +77,7 @@ def client(service: Service, key: str) -> Iterator[httpx.Client]:
 def test_it_says_what_it_serves(service: Service, client: httpx.Client, predictor: Predictor, key: str) -> None:
     assert client.get("/readyz").json() == {"status": "ready", "model_version": service.model_version}
     assert client.get("/healthz").status_code == 200
-    assert client.get("/v1/model").json() == predictor.describe()
+    assert client.get("/v1/model").json() == {**predictor.describe(), "keeps_histories": True}
     assert "/v1/recommend" in client.get("/openapi.json").json()["paths"]
     assert client.get("/docs").status_code == 200
     request, answer = service.probe(key)
