@@ -18,6 +18,7 @@ from pydantic.json_schema import models_json_schema
 from distft import __version__
 from distft.data.encode import RawEvent
 from distft.serve import problems
+from distft.serve.demopage import add_demo
 from distft.serve.events import EventsRequest, Keeper, add_events
 from distft.serve.items import Catalogue, add_items
 from distft.serve.predictor import Query, Recommendation
@@ -62,6 +63,7 @@ def build_api(backend: Backend) -> FastAPI:
     _add_recommend(api, backend)
     add_items(api, backend)
     add_events(api, backend, _body)
+    add_demo(api)
     describe = api.openapi
 
     def openapi() -> dict[str, Any]:
