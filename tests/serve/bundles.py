@@ -77,14 +77,17 @@ def as_json(history: list[RawEvent]) -> list[dict[str, Any]]:
     return [{key: value for key, value in event.items() if value is not None} for event in fields]
 
 
-def write_bundle(root: Storage, overrides: tuple[str, ...] = (), golden_shift: float = 0.0) -> Storage:
+def write_bundle(
+    root: Storage, overrides: tuple[str, ...] = (), golden_shift: float = 0.0, encoding: Encoder | None = None
+) -> Storage:
     """Writes ``<root>/bundle``; ``golden_shift`` spoils the expected scores by so much."""
-    job, encoding = parse_job(JOB, "tiny.yaml", overrides), encoder()
+    job, encoding = parse_job(JOB, "tiny.yaml", overrides), encoding or encoder()
     torch.manual_seed(1)
     model = job.model.build(encoding.catalog())
     model.apply(partial(init_normal, std=0.3))
     ranker = Ranker(model, job.model.max_history, encoding)
-    lines = [_golden(ranker, encoding, events(seed, seed + 1), golden_shift) for seed in range(30)]
+    histories = (_known(events(seed, seed + 1), encoding) for seed in range(30))
+    lines = [_golden(ranker, encoding, history, golden_shift) for history in histories if history]
     with root.replacing("bundle") as bundle:
         bundle.write_bytes("model.safetensors", save(model.state_dict()))
         encoding.save(bundle / "encoder")
@@ -93,6 +96,11 @@ def write_bundle(root: Storage, overrides: tuple[str, ...] = (), golden_shift: f
         bundle.write_bytes("golden_requests.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         bundle.write_manifest("bundle", {}, {"name": job.name})
     return root / "bundle"
+
+
+def _known(history: list[RawEvent], encoding: Encoder) -> list[RawEvent]:
+    """The events whose type the encoder knows."""
+    return [event for event in history if event.event in encoding.event_names]
 
 
 def _golden(ranker: Ranker, encoding: Encoder, history: list[RawEvent], shift: float) -> dict[str, Any]:

@@ -31,6 +31,7 @@ const known = new Map(); // item id → item, as the service told it
 const failed = new Map(); // kind of step → the step and a sentence
 const turns = { items: new AbortController(), list: new AbortController() };
 
+const unknown = (id) => ({ item_id: id, features: {} });
 const titleById = (id) => (known.has(id) ? titleOf(known.get(id)) : id);
 
 // -- what the service is asked ------------------------------------------------------------------------------------
@@ -67,7 +68,6 @@ async function meetModel() {
   model = await ask("v1/model");
   deeds = deedsOf(model.events);
   events = events.filter((event) => model.events.includes(event.event));
-  known.clear();
   document.title = `${model.name}: demo shop`;
   at("about").textContent =
     `${model.name}: ${count(model.num_items, "item")}, learnt from ${model.events.map((one) => one.replaceAll("_", " ")).join(", ")}`;
@@ -92,14 +92,14 @@ async function loadItems() {
 /** Tells the service what it is to remember, asks for the list, and shows it. */
 async function recommend() {
   at("list").setAttribute("aria-busy", "true");
+  const signal = turn("list");
   if (user !== null && unkept.length > 0) {
     const sent = [...unkept];
-    await ask("v1/events", { method: "POST", body: { user_id: user, events: sent } });
+    await ask("v1/events", { method: "POST", body: { user_id: user, events: sent }, signal });
     unkept = unkept.filter((event) => !sent.includes(event));
   }
   const k = Math.min(LISTED, model.max_k);
   const who = user === null ? { history: events } : { user_id: user };
-  const signal = turn("list");
   const answer = await ask("v1/recommend", { method: "POST", body: { ...who, k, explain: true }, signal });
   if (answer.model_version !== model.model_version) {
     await meetModel(); // it was exchanged while somebody looked at the old one
@@ -118,9 +118,15 @@ async function learn(answer, signal) {
     return;
   }
   const asked = new URLSearchParams([...wanted.map((id) => ["item_id", id]), ["limit", 100]]);
-  const page = await ask(`v1/items?${asked}`, { signal });
-  wanted.forEach((id) => known.set(id, { item_id: id, features: {} })); // of some there is nothing to tell
-  page.items.forEach((item) => known.set(item.item_id, item));
+  try {
+    const page = await ask(`v1/items?${asked}`, { signal });
+    wanted.forEach((id) => known.set(id, unknown(id))); // of some there is nothing to tell
+    page.items.forEach((item) => known.set(item.item_id, item));
+  } catch (error) {
+    if (!(error instanceof Failure)) {
+      throw error; // a list of ids is better than none
+    }
+  }
 }
 
 // -- what the visitor does ----------------------------------------------------------------------------------------
@@ -221,6 +227,7 @@ async function remember(wanted) {
 
 async function forget() {
   const id = user;
+  turn("list"); // nothing of the user is sent any more
   await attempt("forget", async () => {
     const { forgotten_events } = await ask(`v1/users/${encodeURIComponent(id)}`, { method: "DELETE" });
     user = null;
@@ -269,7 +276,7 @@ function showList(answer) {
   const effects = answer.items.flatMap((one) => one.because ?? []).map((reason) => Math.abs(reason.effect));
   const shared = { before, source: answer.source, strongest: Math.max(0, ...effects) };
   const shown = answer.items.map((one, place) =>
-    recommendation(one, { ...shared, item: known.get(one.item_id), place }, { open, titleById }),
+    recommendation(one, { ...shared, item: known.get(one.item_id) ?? unknown(one.item_id), place }, { open, titleById }),
   );
   replace(at("list"), shown, at("list-title"));
   at("list").removeAttribute("aria-busy");
