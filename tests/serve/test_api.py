@@ -210,7 +210,7 @@ def test_other_routes_are_problems(client: Client, method: str, path: str, statu
 def test_the_model_tells_what_it_knows(client: Client) -> None:
     facts = client("GET", "/v1/model").json()
     assert facts["events"] == ["view", "cart", "purchase", "search"] and facts["max_k"] == 50
-    assert facts["num_items"] == 60 and facts["filters"] == ["category"]
+    assert facts["num_items"] == 60 and facts["filters"] == ["category"] and facts["keeps_histories"] is False
 
 
 def test_states(client: Client) -> None:

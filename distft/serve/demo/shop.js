@@ -290,7 +290,7 @@ function showList(answer) {
 function showHistory() {
   const free = user === null;
   const told = events.map((event) => pastEvent(event, titleById, free && remove)).reverse();
-  at("events").replaceChildren(...told);
+  replace(at("events"), told, at("history-title"));
   at("reset").hidden = !free || events.length === 0;
   if (free) {
     at("kept").textContent = events.length === 0 ? "Open, search or buy something: it shows up here." : "";

@@ -183,7 +183,13 @@ export function pastEvent(event, titleById, remove) {
     remove &&
       element(
         "button",
-        { type: "button", class: "quiet", "aria-label": `Remove: ${text}`, click: () => remove(event) },
+        {
+          type: "button",
+          class: "quiet",
+          "aria-label": `Remove: ${text}`,
+          "data-focus": `remove ${event.timestamp}`,
+          click: () => remove(event),
+        },
         "Remove",
       ),
   );
