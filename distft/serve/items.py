@@ -39,7 +39,9 @@ Count = Annotated[int, BeforeValidator(_number)]
 class ItemsRequest(Body):
     """Which of the items are wanted: the parameters of the query string."""
 
-    q: Text = Field("", description="words; each begins a word of the item's id, texts or categories")
+    q: Text = Field(
+        "", description="words; each of the first eight begins a word of the item's id, texts or categories"
+    )
     filter: list[Text] = Field(
         default_factory=list,
         max_length=MAX_FILTERS,

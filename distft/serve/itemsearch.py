@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from distft.data.encode import Encoder
 from distft.data.features import FeatureColumn
 from distft.data.numbers import unscaled
-from distft.data.text import MAX_QUERY_TOKENS
 from distft.errors import QueryError
 from distft.schema import NUM_RESERVED
 
@@ -32,6 +31,9 @@ FeatureValue: TypeAlias = list[str] | float | str
 
 BETWEEN = ":"
 """Stands between the feature and the value of a filter."""
+
+MAX_WORDS = 8
+"""Words of a text that count: each costs a pass over the catalogue."""
 
 _TEXT = pa.large_string()  # a string column holds 2 GiB, which a million descriptions may exceed
 _ALONE = r"([\p{Han}\p{Hiragana}\p{Katakana}])"
@@ -43,8 +45,8 @@ _NO_WORD = r"[^\p{L}\p{M}\p{N}_]+"
 class ItemQuery:
     """Which items are wanted: those for which all of this holds.
 
-    ``text``: each of its words begins a word of the item's id, texts or categories. ``filter``: texts such as
-    ``category:mugs``; an item has one of the values of each feature. ``item_ids``: only these, in this order. The
+    ``text``: each of its first eight words begins a word of the item's id, texts or categories. ``filter``: texts such
+    as ``category:mugs``; an item has one of the values of each feature. ``item_ids``: only these, in this order. The
     ``offset``-th of them and those after it are told, at most ``limit``. ``num_values``: how many values are told of
     each feature that filters.
     """
@@ -139,10 +141,11 @@ class ItemSearch:
 
     def _with_words(self, text: str) -> NDArray[np.bool_]:
         """The rows that hold each of the words; an id counts as a whole too, whatever it is made of."""
-        words = str(_plain(pa.array([text], _TEXT))[0]).split()[:MAX_QUERY_TOKENS]
+        words = dict.fromkeys(str(_plain(pa.array([text], _TEXT))[0]).split()[:MAX_WORDS])
         found_N = np.full(self.encoder.num_items, bool(words))
         for word in words:
-            found_N &= self._with_word(" " + word)
+            if found_N.any():
+                found_N &= self._with_word(" " + word)
         found_N[self.encoder.item_rows([text.strip()])] = True
         return found_N
 
@@ -151,7 +154,7 @@ class ItemSearch:
         for name, column in self._categories.items():
             hits_V = _matches(self._words[name], start)
             if hits_V.any():
-                hits_N |= column.matching({column.spec.vocabulary[code] for code in np.flatnonzero(hits_V)})
+                hits_N |= column.having(hits_V)
         return hits_N
 
     @cached_property
@@ -222,5 +225,5 @@ def _plain(*columns: pa.Array) -> pa.Array:
 
 
 def _matches(texts: pa.Array, start: str) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = pc.match_substring(texts, start).to_numpy(zero_copy_only=False)
-    return found.copy()  # what Arrow gives may not be written to
+    found: NDArray[np.bool_] = pc.match_substring(texts, start).to_numpy(zero_copy_only=False)  # bits → bytes: a copy
+    return found
