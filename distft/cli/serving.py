@@ -123,7 +123,8 @@ def serve(  # noqa: PLR0913  one parameter an option
         listen = port or (free_port(host) if probe else DEFAULT_PORT)
         with terminal.watching("starting the service") as watcher:
             service = running.enter_context(serving(bundle, host, listen, watcher.progress, options))
-        terminal.say(f"serving {service.model_version} at {service.url}   (API: {service.url}/docs)")
+        pages = f"demo: {service.url}/demo, API: {service.url}/docs"
+        terminal.say(f"serving {service.model_version} at {service.url}   ({pages})")
         if probe:
             terminal.exchange(*service.probe(secret))
         else:

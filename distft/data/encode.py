@@ -165,7 +165,8 @@ class Encoder:
         return {word: row for row, word in enumerate(self.token_words) if row >= NUM_RESERVED}
 
     @cached_property
-    def _title(self) -> FeatureColumn | None:
+    def title(self) -> FeatureColumn | None:
+        """What an item is called: the feature named so, where it is a text."""
         texts = [column for column in self.features if column.spec.kind == "text"]
         return next((column for column in texts if column.spec.name == "title"), None)
 
@@ -252,7 +253,7 @@ class Encoder:
 
     def titles(self, rows: Iterable[int]) -> list[str]:
         """What to show of each item row: its title where there is one, else its id."""
-        texts = self._title.texts if self._title is not None else self.item_ids
+        texts = self.title.texts if self.title is not None else self.item_ids
         return [str(texts[row] or self.item_ids[row]) for row in rows]
 
     def decode(self, histories: Histories, i: int, unknown: str | None = None) -> RawHistory:

@@ -132,9 +132,13 @@ class FeatureColumn:
 
     def matching(self, wanted: set[str]) -> NDArray[np.bool_]:
         """Rows with at least one of the ``wanted`` categories."""
-        code_wanted = np.array([value in wanted for value in self.spec.vocabulary], np.bool_)
-        code_wanted[:NUM_RESERVED] = False
-        hits = np.concatenate([[0], np.cumsum(code_wanted[self.codes])])
+        return self.having(np.array([value in wanted for value in self.spec.vocabulary], np.bool_))
+
+    def having(self, wanted_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Rows with at least one of the codes that are ``wanted``; the reserved ones are not."""
+        wanted_V = wanted_V.copy()
+        wanted_V[:NUM_RESERVED] = False
+        hits = np.concatenate([[0], np.cumsum(wanted_V[self.codes])])
         return np.asarray(hits[self.offsets[1:]] > hits[self.offsets[:-1]])
 
     def to_arrow(self) -> pa.Array:

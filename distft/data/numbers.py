@@ -9,6 +9,7 @@ at are the smallest and largest number after clipping, and equal logs give equal
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from distft.data.features import FeatureSpec
 
+EPSILON = float(np.finfo(np.float32).eps)
 LARGEST = float(np.finfo(np.float32).max)
 """What is larger is no number of a shop: it would not fit the column that it is stored in."""
 
@@ -67,6 +69,24 @@ def scaled(spec: FeatureSpec, raw: NDArray[np.float64]) -> NDArray[np.float32]:
         return ((raw - spec.mean) / spec.std).astype(np.float32)
     unit = (raw - spec.low) / (spec.high - spec.low)
     return (unit if spec.scale == "unit" else 2 * unit - 1).astype(np.float32)
+
+
+def unscaled(spec: FeatureSpec, value: float) -> float | None:
+    """The raw number that was scaled to ``value``, to as many digits as float32 has kept of it; None for NaN.
+
+    A number outside of the range that it was clipped to is the end of that range.
+    """
+    if math.isnan(value):
+        return None
+    unit, zero = {
+        "standard": (spec.std, spec.mean),
+        "unit": (spec.high - spec.low, spec.low),
+        "symmetric": ((spec.high - spec.low) / 2, (spec.high + spec.low) / 2),
+    }[spec.scale]
+    if spec.low == spec.high:
+        return spec.low
+    step = EPSILON * unit * max(abs(value), 1.0)
+    return round(value * unit + zero, math.floor(-math.log10(step)))
 
 
 def substitute(spec: FeatureSpec) -> np.float32:

@@ -79,7 +79,7 @@ class Admission:
         Where few are inside, it is behind for another reason, such as a busy machine, and has nothing to turn away.
         """
         crowd = max(CROWDED * self.limit, CROWD)
-        return self.in_flight > crowd and self.pulse.behind_s() > MOST_BEHIND * self.target_s
+        return self.pulse.behind_s() > MOST_BEHIND * self.target_s and self.in_flight > crowd
 
     def enter(self) -> bool:
         """True if one more request may come in, which is then counted until it leaves."""

@@ -18,7 +18,9 @@ from pydantic.json_schema import models_json_schema
 from distft import __version__
 from distft.data.encode import RawEvent
 from distft.serve import problems
+from distft.serve.demopage import add_demo
 from distft.serve.events import EventsRequest, Keeper, add_events
+from distft.serve.items import Catalogue, add_items
 from distft.serve.predictor import Query, Recommendation
 from distft.serve.problems import Problem
 from distft.serve.requests import MAX_BODY_BYTES, RecommendRequest, RecommendResponse, Status, read_request
@@ -30,7 +32,7 @@ _REQUESTS = (RecommendRequest, EventsRequest)
 _REFS = "#/components/schemas/{model}"
 
 
-class Backend(Keeper, Protocol):
+class Backend(Keeper, Catalogue, Protocol):
     """What answers. Each method raises Problem for a request it refuses and ServingError while it cannot answer."""
 
     async def recommend(self, query: Query) -> Recommendation:
@@ -40,7 +42,7 @@ class Backend(Keeper, Protocol):
         """The events that are kept of a user; none where nothing keeps them."""
 
     async def describe(self) -> dict[str, Any]:
-        """The facts of the served model: JSON."""
+        """The facts of what is served, JSON: those of the model, and ``keeps_histories``."""
 
     async def ready(self) -> str:
         """The version of the model, once it has answered a golden request as expected."""
@@ -59,7 +61,9 @@ def build_api(backend: Backend) -> FastAPI:
     problems.answer_problems(api)
     _add_status(api, backend)
     _add_recommend(api, backend)
+    add_items(api, backend)
     add_events(api, backend, _body)
+    add_demo(api)
     describe = api.openapi
 
     def openapi() -> dict[str, Any]:

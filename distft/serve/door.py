@@ -17,11 +17,13 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from distft.serve import demopage
 from distft.serve.keys import Keyring
 from distft.serve.problems import Problem
 
-OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs")
-"""Paths that need no key: what a load balancer asks, and the description of the interface. All else does."""
+OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs", *demopage.PARTS)
+"""Paths that need no key: what a load balancer asks, the description of the interface, and the files of the demo,
+which asks for a key itself. All else does."""
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -81,8 +83,7 @@ class Door:
             self._log(scope, request_id, status, who, time.perf_counter() - began)
 
     def _headers(self, request: Request) -> list[tuple[bytes, bytes]]:
-        docs = request.url.path.startswith(("/docs", "/static-offline-docs"))
-        headers = {**HEADERS, "Content-Security-Policy": DOCS_POLICY if docs else POLICY}
+        headers = {**HEADERS, "Content-Security-Policy": _policy(request.url.path)}
         if self.policy.tls:
             headers["Strict-Transport-Security"] = HSTS
         return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -98,6 +99,13 @@ class Door:
             "key": key,
         }
         requests_log.info(json.dumps(line)[1:-1])
+
+
+def _policy(path: str) -> str:
+    """What a browser may do with the answer."""
+    if path in demopage.PARTS:
+        return demopage.POLICY
+    return DOCS_POLICY if path.startswith(("/docs", "/static-offline-docs")) else POLICY
 
 
 def log_requests(path: Path) -> None:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
@@ -31,6 +31,7 @@ from distft.serve.batching import Overloaded
 from distft.serve.door import Door, log_requests
 from distft.serve.golden import GoldenRequest, difference
 from distft.serve.guard import let_in_before_ray
+from distft.serve.itemsearch import ItemPage, ItemQuery
 from distft.serve.keys import Keyring
 from distft.serve.metrics import Counted, IngressMeter
 from distft.serve.predictor import Query, Recommendation
@@ -43,6 +44,8 @@ READY_TIMEOUT_S = 2.0
 
 FORGET_TIMEOUT_S = 60.0
 """How long forgetting a user may take: every segment of the log that holds one of the user's events is rewritten."""
+
+_Answer = TypeVar("_Answer")
 
 
 class Ingress:
@@ -104,11 +107,12 @@ class Ingress:
         finally:
             self.admission.leave(took_s)
             self.meter.load(self.admission.in_flight, self.admission.limit)
-        if isinstance(reply, Refusal):
-            raise Problem(422, "The request is not valid.", [FieldError(reply.field, reply.message)])
-        if isinstance(reply, Busy):
-            raise Overloaded(FULL)
-        return reply
+        return _answered(reply)
+
+    async def items(self, query: ItemQuery) -> ItemPage:
+        """A page of the current model's items. Raises Problem 422 for what it refuses, ServingError if none comes."""
+        reply: ItemPage | Refusal | Busy = await self._ask("items", query)
+        return _answered(reply)
 
     async def _answer(self, query: Query) -> Recommendation | Refusal | Busy:
         """What a replica replies: of the running model, or of the one that is on trial."""
@@ -164,9 +168,9 @@ class Ingress:
         return self.histories
 
     async def describe(self) -> dict[str, Any]:
-        """The facts of the current model."""
+        """The facts of the current model, and whether histories are kept."""
         facts: dict[str, Any] = await self._ask("describe")
-        return facts
+        return {**facts, "keeps_histories": self.histories is not None}
 
     async def ready(self) -> str:
         """The current model's version, once it has scored as it was exported and as long as it answers.
@@ -270,6 +274,15 @@ class Tried:
             return
         alike = overlap(reply.item_ids, running.item_ids)
         self._log.answered.remote(time.perf_counter() - started_s, running_took_s, alike)
+
+
+def _answered(reply: _Answer | Refusal | Busy) -> _Answer:
+    """The answer of a replica that gave one. Raises Problem 422 where it refuses, Overloaded where it is too busy."""
+    if isinstance(reply, Refusal):
+        raise Problem(422, "The request is not valid.", [FieldError(reply.field, reply.message)])
+    if isinstance(reply, Busy):
+        raise Overloaded(FULL)
+    return reply
 
 
 async def _reply(response: DeploymentResponse[Any]) -> Any:

@@ -150,6 +150,11 @@ class Predictor:
         allowed_N[rows[rows >= NUM_RESERVED]] = False
         self._denied, self._allowed_N = item_ids, None if allowed_N.all() else allowed_N
 
+    @property
+    def allowed_N(self) -> NDArray[np.bool_] | None:
+        """Item rows that the deny-list does not name; None where it names none."""
+        return self._allowed_N
+
     def recommend(self, queries: Sequence[Query], *, exact: bool = False) -> list[Recommendation]:
         """The answer to each query; ``exact``: without the index. Raises QueryError for the first without answer."""
         encoded = [self.encode(query) for query in queries]

@@ -21,6 +21,7 @@ from distft.serve.denylist import read_deny_list
 from distft.serve.followed import Followed
 from distft.serve.golden import GoldenRequest, answered_as_expected, first_difference, read_golden
 from distft.serve.histories import Histories, Keeping
+from distft.serve.itemsearch import ItemPage, ItemQuery, ItemSearch
 from distft.serve.metrics import ModelMeter
 from distft.serve.predictor import EncodedQuery, Predictor, Query, Recommendation
 from distft.storage import Storage
@@ -31,6 +32,10 @@ QUEUED_BATCHES = 8
 Waiting inside is cheap: a replica that is full makes Ray's router ask again only after a growing pause. This is the
 last line: the ingress lets in fewer, see ``admission``.
 """
+
+QUEUED_SEARCHES = 16
+"""Searches of the catalogue that may wait inside a replica. They are computed one at a time, in a thread of their own:
+whoever browses shall not keep those waiting who ask what to recommend."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,10 @@ class ModelReplica:
             QUEUED_BATCHES * settings.max_batch_size,
             meter.batch,
         )
+        search = ItemSearch(self.predictor.encoder, self.predictor.version)
+        self._searches = Batcher[ItemQuery, ItemPage](
+            lambda queries: [search.page(query, self.predictor.allowed_N) for query in queries], 1, 0, QUEUED_SEARCHES
+        )
         meter.started(time.perf_counter() - started_s)
 
     async def recommend(self, query: Query) -> Recommendation | Refusal | Busy:
@@ -94,6 +103,16 @@ class ModelReplica:
             return Refusal(error.field, str(error))
         try:
             return await self._batcher.ask(encoded)
+        except Overloaded:
+            return Busy()
+
+    async def items(self, query: ItemQuery) -> ItemPage | Refusal | Busy:
+        """A page of the items that the model knows."""
+        self._follow()
+        try:
+            return await self._searches.ask(query)
+        except QueryError as error:
+            return Refusal(error.field, str(error))
         except Overloaded:
             return Busy()
 

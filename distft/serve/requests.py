@@ -211,7 +211,11 @@ class Status(BaseModel):
 
 def read_request(body: bytes, kind: type[Request]) -> Request:
     """The request in a body. Raises Problem 400 if it is not JSON, 422 naming each field that is wrong."""
-    value = strict_json(body)
+    return checked(strict_json(body), kind)
+
+
+def checked(value: Any, kind: type[Request]) -> Request:
+    """The request that a value is. Raises Problem 422 naming each field that is wrong."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distft.data.features import FeatureSpec
-from distft.data.numbers import learn, outside, quantiles, scaled, substitute
+from distft.data.numbers import learn, outside, quantiles, scaled, substitute, unscaled
 
 RAW = [3.0, 1.0, 100.0, 2.0, 7.0, -50.0, 2.0, 4.0, 5.0, 6.0, float("nan"), 9999.0]
 TRAINS = [True] * 11 + [False]
@@ -72,3 +72,22 @@ def test_enormous_numbers_do_not_overflow() -> None:
     raw = np.array([3e38, -3e38, 0.0])
     spec = learn(FeatureSpec("price", "number"), raw, np.ones(3, np.bool_))
     assert np.isfinite(scaled(spec, raw)).all()
+
+
+@pytest.mark.parametrize("scale", ["standard", "unit", "symmetric"])
+@pytest.mark.parametrize("clip", [None, (0.2, 0.8)])
+def test_numbers_are_told_again_in_the_shop_s_own_unit(scale: str, clip: tuple[float, float] | None) -> None:
+    prices = [0.01, 2.95, 3.0, 19.99, 146.0, 1250.5]
+    raw = np.array([*prices, float("nan")])
+    spec = learn(FeatureSpec("price", "number", scale=scale, clip=clip), raw, np.ones(7, np.bool_))
+    told = [unscaled(spec, float(value)) for value in scaled(spec, raw)]
+    low, high = (prices[0], prices[4]) if clip is None else (2.95, 146.0)
+    expected = [min(max(price, low), high) for price in prices] if clip else prices
+    assert told[-1] is None
+    assert told[:-1] == pytest.approx(expected, rel=1e-4), told
+    assert [round(value, 2) for value in told[1:-1]] == [round(value, 2) for value in expected[1:]]
+
+
+def test_a_constant_is_told_as_it_was() -> None:
+    spec = learn(FeatureSpec("price", "number"), np.array([7.5, 7.5]), np.ones(2, np.bool_))
+    assert unscaled(spec, 0.0) == 7.5

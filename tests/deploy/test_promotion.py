@@ -25,7 +25,7 @@ from distft.serve.arrangement import MODEL_PREFIX, Options, served_bundle
 from distft.serve.server import Service
 from distft.signing import FILE, sign
 from distft.storage import Storage
-from tests.serve.bundles import write_bundle
+from tests.serve.bundles import encoder, write_bundle
 from tests.test_signing import write_pair
 
 pytestmark = pytest.mark.ray
@@ -155,7 +155,7 @@ BAD = {
     "wrong shape": (weights_changed(lambda w: w[:, :-1].contiguous()), {}, PATIENT, "start", "The weights"),
     "not a number": (weights_changed(lambda w: w.fill_(torch.nan)), {}, PATIENT, "start", "no numbers"),
     "other scores": (None, {"golden_shift": 0.1}, PATIENT, "start", "does not score as it was exported"),
-    "few items": (None, {"num_items": 6}, PATIENT, "items", "10.0% of the running model's 60 items"),
+    "few items": (None, {"encoding": encoder(6)}, PATIENT, "items", "10.0% of the running model's 60 items"),
     "worse": (None, {"seed": 2}, PATIENT, "metric of both", "the running model 0.6309"),
     "no good": (None, {}, replace(PATIENT, min_metric=0.9), "metric", "ndcg@10 0.6309"),
     "too slow": (None, {}, replace(PATIENT, max_latency_s=1e-4), "latency", "ms for 95% of 30 answers"),

@@ -13,8 +13,8 @@ import pytest
 
 
 @contextmanager
-def browsing(path: Path, width: int, scheme: str = "light") -> Iterator[Any]:
-    """The driver of a browser that shows ``path``. Skips the test where there is none."""
+def browsing(page: Path | str, width: int, scheme: str = "light") -> Iterator[Any]:
+    """The driver of a browser that shows a file, or the page at a URL. Skips the test where there is none."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -37,7 +37,7 @@ def browsing(path: Path, width: int, scheme: str = "light") -> Iterator[Any]:
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        driver.get(path.as_uri())
+        driver.get(page if isinstance(page, str) else page.as_uri())
         yield driver
     finally:
         driver.quit()

@@ -79,19 +79,24 @@ def as_json(history: list[RawEvent]) -> list[dict[str, Any]]:
 
 
 def write_bundle(
-    root: Storage, overrides: tuple[str, ...] = (), golden_shift: float = 0.0, seed: int = 1, num_items: int = NUM_ITEMS
+    root: Storage,
+    overrides: tuple[str, ...] = (),
+    golden_shift: float = 0.0,
+    encoding: Encoder | None = None,
+    seed: int = 1,
 ) -> Storage:
     """Writes ``<root>/bundle``; ``golden_shift`` spoils the expected scores by so much; ``seed``: of the weights.
 
     The targets of its golden requests are what the model of seed 1 finds second.
     """
-    job, encoding = parse_job(JOB, "tiny.yaml", overrides), encoder(num_items)
+    job, encoding = parse_job(JOB, "tiny.yaml", overrides), encoding or encoder()
     teacher = _ranker(job, encoding, 1)
     ranker = _ranker(job, encoding, seed)
     model = ranker.model
-    lines = [_golden(ranker, encoding, events(number, number + 1), golden_shift) for number in range(30)]
-    for number, line in enumerate(lines):
-        line["target"] = _golden(teacher, encoding, events(number, number + 1), 0.0)["items"][1]["item_id"]
+    histories = [some for number in range(30) if (some := _known(events(number, number + 1), encoding))]
+    lines = [_golden(ranker, encoding, history, golden_shift) for history in histories]
+    for line, history in zip(lines, histories, strict=True):
+        line["target"] = _golden(teacher, encoding, history, 0.0)["items"][1]["item_id"]
     with root.replacing("bundle") as bundle:
         bundle.write_bytes("model.safetensors", save(model.state_dict()))
         encoding.save(bundle / "encoder")
@@ -107,6 +112,11 @@ def _ranker(job: Job, encoding: Encoder, seed: int) -> Ranker:
     model = job.model.build(encoding.catalog())
     model.apply(partial(init_normal, std=0.3))
     return Ranker(model, job.model.max_history, encoding)
+
+
+def _known(history: list[RawEvent], encoding: Encoder) -> list[RawEvent]:
+    """The events whose type the encoder knows."""
+    return [event for event in history if event.event in encoding.event_names]
 
 
 def _golden(ranker: Ranker, encoding: Encoder, history: list[RawEvent], shift: float) -> dict[str, Any]:

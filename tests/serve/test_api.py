@@ -15,6 +15,7 @@ from distft.data.encode import RawEvent
 from distft.errors import QueryError, ServingError
 from distft.serve import api
 from distft.serve.histories import Histories, Keeping
+from distft.serve.itemsearch import ItemPage, ItemQuery, ItemSearch
 from distft.serve.predictor import Predictor, Query, Recommendation
 from distft.serve.problems import FieldError, Problem
 from tests.serve.bodies import BY_HAND, bodies
@@ -28,6 +29,7 @@ class InProcess:
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
+        self.search = ItemSearch(predictor.encoder, predictor.version)
         self.histories: Histories | None = None
         self.failure: Exception | None = None
         self.gate: asyncio.Event | None = None
@@ -61,7 +63,15 @@ class InProcess:
         return await self.histories.forget(user_id)
 
     async def describe(self) -> dict[str, Any]:
-        return self.predictor.describe()
+        return {**self.predictor.describe(), "keeps_histories": self.histories is not None}
+
+    async def items(self, query: ItemQuery) -> ItemPage:
+        if self.failure:
+            raise self.failure
+        try:
+            return self.search.page(query, self.predictor.allowed_N)
+        except QueryError as error:
+            raise Problem(422, "The request is not valid.", [FieldError(error.field, str(error))]) from error
 
     async def ready(self) -> str:
         if self.failure:
@@ -200,7 +210,7 @@ def test_other_routes_are_problems(client: Client, method: str, path: str, statu
 def test_the_model_tells_what_it_knows(client: Client) -> None:
     facts = client("GET", "/v1/model").json()
     assert facts["events"] == ["view", "cart", "purchase", "search"] and facts["max_k"] == 50
-    assert facts["num_items"] == 60 and facts["filters"] == ["category"]
+    assert facts["num_items"] == 60 and facts["filters"] == ["category"] and facts["keeps_histories"] is False
 
 
 def test_states(client: Client) -> None:
@@ -276,6 +286,7 @@ def test_the_description_covers_the_contract(client: Client) -> None:
     description = client("GET", "/openapi.json").json()
     assert set(description["paths"]) == {
         "/v1/recommend",
+        "/v1/items",
         "/v1/events",
         "/v1/users/{user_id}",
         "/v1/model",

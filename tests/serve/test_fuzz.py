@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import psutil
@@ -29,6 +29,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.proof]
 
 NUM_REQUESTS = 10_000
 PATIENCE_S = 20.0
+LONGEST_PATH_BYTES = 14_000
+"""What always fits HAProxy's buffer of 16 KiB, of which it keeps 1 KiB for itself, together with the headers."""
+
 ALLOWED = {200, 400, 401, 404, 405, 408, 413, 415, 422, 429}
 
 quiet = settings(
@@ -59,11 +62,14 @@ class Fuzzer:
         response = self.http.request(method, path, **content)
         self.slowest_s = max(self.slowest_s, time.perf_counter() - began)
         self.statuses[response.status_code] += 1
-        assert response.status_code in ALLOWED, (method, path, content, response.text)
+        exchange = (method, path, content, response.text)
+        assert response.status_code in ALLOWED, exchange
+        if len(response.request.url.raw_path) > LONGEST_PATH_BYTES and response.status_code == 400:
+            return  # the proxy's own answer to a head that is larger than its buffer
         if response.status_code >= 400:
+            assert response.headers["content-type"] == "application/problem+json", exchange
             problem = response.json()
             assert problem["status"] == response.status_code
-            assert response.headers["content-type"] == "application/problem+json"
             if response.status_code == 422:
                 assert problem["errors"][0]["field"], (content, problem)
 
@@ -98,10 +104,16 @@ def usual(fuzzer: Fuzzer, number: int) -> None:
     fuzzer.send("POST", "/v1/events", json={"user_id": user, "events": history})
     fuzzer.send("POST", "/v1/recommend", json={"user_id": user})
     fuzzer.send("DELETE", f"/v1/users/{user}")
+    fuzzer.send("GET", "/v1/items", params={"q": f"i{number % 7}", "values": 5, "offset": number % 20})
 
 
 _users = st.text(st.characters(codec="utf-8"), max_size=20).map(lambda text: f"/v1/users/{quote(text, safe='')}")
+_asked = st.lists(
+    st.tuples(st.sampled_from(["q", "filter", "item_id", "offset", "limit", "values", "x"]), st.text(max_size=9)),
+    max_size=4,
+).map(lambda pairs: f"/v1/items?{urlencode(pairs, errors='replace')}")
 _targets = st.one_of(
+    st.tuples(st.just("GET"), _asked),
     st.just(("POST", "/v1/recommend")),
     st.just(("POST", "/v1/events")),
     st.tuples(st.just("DELETE"), _users),

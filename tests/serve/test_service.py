@@ -17,12 +17,14 @@ import pytest
 from distft.errors import ServingError, UsageError
 from distft.serve import server
 from distft.serve.arrangement import Options
+from distft.serve.items import ItemsResponse
+from distft.serve.itemsearch import ItemQuery, ItemSearch
 from distft.serve.keys import add_key
 from distft.serve.predictor import Predictor, Query
 from distft.serve.server import Service
 from distft.storage import Storage
 from tests.serve.bodies import BY_HAND
-from tests.serve.bundles import as_json, events
+from tests.serve.bundles import NUM_ITEMS, as_json, events
 
 pytestmark = pytest.mark.ray
 
@@ -77,7 +79,7 @@ def client(service: Service, key: str) -> Iterator[httpx.Client]:
 def test_it_says_what_it_serves(service: Service, client: httpx.Client, predictor: Predictor, key: str) -> None:
     assert client.get("/readyz").json() == {"status": "ready", "model_version": service.model_version}
     assert client.get("/healthz").status_code == 200
-    assert client.get("/v1/model").json() == predictor.describe()
+    assert client.get("/v1/model").json() == {**predictor.describe(), "keeps_histories": True}
     assert "/v1/recommend" in client.get("/openapi.json").json()["paths"]
     assert client.get("/docs").status_code == 200
     request, answer = service.probe(key)
@@ -117,7 +119,30 @@ def test_what_is_denied_is_not_recommended_from_then_on(client: httpx.Client, st
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert client.get("/v1/model").json()["denied_items"] == len(denied)
+        assert client.get("/v1/items").json()["num_found"] == NUM_ITEMS - len(denied)
         assert client.get("/readyz").status_code == 200
+
+
+def test_the_catalogue_is_that_of_the_model(client: httpx.Client, predictor: Predictor) -> None:
+    search = ItemSearch(predictor.encoder, predictor.version)
+    expected = ItemsResponse.of(search.page(ItemQuery("i", ("category:toys",), offset=3, limit=5, num_values=2)))
+    found = client.get("/v1/items?q=i&filter=category:toys&offset=3&limit=5&values=2")
+    assert found.status_code == 200 and found.json() == expected.model_dump(exclude_none=True)
+    refused = client.get("/v1/items?filter=colour:red")
+    assert refused.status_code == 422 and refused.json()["errors"][0]["field"] == "filter.0"
+
+
+def test_a_crowd_that_browses_holds_nobody_up_who_asks_what_to_recommend(client: httpx.Client) -> None:
+    def browse(number: int) -> httpx.Response:
+        return client.get("/v1/items", params={"q": f"i{number}", "values": 100, "limit": 100})
+
+    with ThreadPoolExecutor(40) as pool:
+        crowd = [pool.submit(browse, number) for number in range(400)]
+        asked = [client.post("/v1/recommend", json={"history": as_json(events(seed, 9))}) for seed in range(20)]
+    assert {response.status_code for response in asked} == {200}
+    browsed = [one.result() for one in crowd]
+    assert {response.status_code for response in browsed} <= {200, 503}
+    assert all(response.headers["retry-after"] == "1" for response in browsed if response.status_code == 503)
 
 
 def test_errors_are_problems(client: httpx.Client) -> None:
