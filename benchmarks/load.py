@@ -62,6 +62,11 @@ class Connections:
 
     async def ask(self, request: bytes) -> tuple[int, bool]:
         """(status, does it have Retry-After); status 0 if the connection broke."""
+        status, has_retry_after, _ = await self.exchange(request)
+        return status, has_retry_after
+
+    async def exchange(self, request: bytes) -> tuple[int, bool, bytes]:
+        """(status, does it have Retry-After, body); status 0 if the connection broke."""
         writer = None
         try:
             kept = bool(self.idle)
@@ -69,16 +74,16 @@ class Connections:
             writer.write(request)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-            await reader.readexactly(length)
+            body = await reader.readexactly(length)
             if b"connection: close" in head:
                 writer.close()
             else:
                 self.idle.append((reader, writer))
-            return int(head.split(b" ", 2)[1]), b"retry-after:" in head
+            return int(head.split(b" ", 2)[1]), b"retry-after:" in head, body
         except (OSError, asyncio.IncompleteReadError, IndexError):
             if writer is not None:
                 writer.close()
-            return 0, False
+            return 0, False, b""
 
     def close(self) -> None:
         for _, writer in self.idle:

@@ -19,7 +19,8 @@ from distft.job import Job
 from distft.jobfile import dump_job, load_job, parse_job
 from distft.lock import locked
 from distft.models.weights import fill, read_weights
-from distft.pipeline import STAGES, Context, Watcher, fingerprint, replay, run, trained
+from distft.pipeline import STAGES, Context, Watcher, based, fingerprint, replay, run, trained
+from distft.promotions import Attempt, note
 from distft.ranking import Ranker, excluded_items
 from distft.report.data import render
 from distft.sections.serve import Evaluate
@@ -378,3 +379,23 @@ def test_the_fingerprint_leaves_out_what_does_not_matter(finished):
     keys = fingerprint(context, "train")["keys"]
     assert {"seed", "model.dim", "train.batch_size", "train.learning_rate"} <= set(keys)
     assert not {"train.epochs", "train.zero.stage", "train.checkpoint.keep", "scaling.num_workers"} & set(keys)
+
+
+def test_a_run_stays_with_the_model_that_a_service_ran_when_it_began(tmp_path: Path) -> None:
+    service = Storage(tmp_path / "service")
+    note(service, Attempt("/models/1/bundle", "1", "started"))
+    changes = [f"{key}={service.uri}" for key in ("data.vocabulary.from", "finetune.from")]
+    job = load_job("jobs/second-store.yaml", [*changes, f"storage={tmp_path / 'night'}"])
+    context = Context(job, Storage(job.storage))
+
+    def bases(context: Context) -> set[str]:
+        found = based(context).job
+        assert found.data.vocabulary and found.finetune
+        return {found.data.vocabulary.from_, found.finetune.from_}
+
+    assert bases(context) == {"/models/1/bundle"}
+    note(service, Attempt("/models/2/bundle", "2", "promoted"))
+    assert bases(context) == {"/models/1/bundle"}, "also where the command is given again"
+    assert bases(Context(job, Storage(tmp_path / "next-night"))) == {"/models/2/bundle"}
+    plain = Context(load_job("jobs/second-store.yaml"), Storage(tmp_path / "other"))
+    assert based(plain) is plain and not (tmp_path / "other").exists()

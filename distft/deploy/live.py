@@ -93,15 +93,19 @@ class Live:
     def _look(self) -> None:
         self.arrangement, self.config = self._told("call", INGRESS, "deployed")
 
+    @property
+    def application(self) -> str:
+        """The application of the model that clients meet."""
+        return str(self.config["model_application"])
+
     def close(self) -> None:
         """Ends what this process has started on the cluster."""
         with cluster.ending():
             ray.kill(self._asker)
 
-    @property
     def version(self) -> str:
-        """Of the model that clients meet."""
-        return str(self.config["model_application"]).removeprefix(MODEL_PREFIX)
+        """Of the model that clients meet; its application may be called otherwise, as the service was declared."""
+        return str(self.describe(self.application)["model_version"])
 
     @property
     def target_latency_s(self) -> float:
@@ -110,8 +114,8 @@ class Live:
 
     def start(self, bundle: ServedBundle, timeout_s: float) -> None:
         """Starts a model beside the running one. Raises ServingError where no replica of it comes up in time."""
-        name = _application(bundle.version)
-        self._run(serve.RunTarget(application_of(bundle, self.arrangement), name=name, route_prefix=None), timeout_s)
+        target = application_of(bundle, self.arrangement)
+        self._run(serve.RunTarget(target, name=application(bundle), route_prefix=None), timeout_s)
 
     def _run(self, target: serve.RunTarget, timeout_s: float) -> None:
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
@@ -128,28 +132,28 @@ class Live:
                 raise ServingError(what, "a free CPU for one more replica", "Make room, or wait until load has gone.")
             time.sleep(POLL_S)
 
-    def golden(self, version: str) -> list[GoldenRequest]:
+    def golden(self, application: str) -> list[GoldenRequest]:
         """The golden requests of a model that runs."""
-        found: list[GoldenRequest] = self._told("call", _application(version), "golden_requests")
+        found: list[GoldenRequest] = self._told("call", application, "golden_requests")
         return found
 
-    def describe(self, version: str) -> dict[str, Any]:
+    def describe(self, application: str) -> dict[str, Any]:
         """The facts of a model that runs."""
-        facts: dict[str, Any] = self._told("call", _application(version), "describe")
+        facts: dict[str, Any] = self._told("call", application, "describe")
         return facts
 
-    def ask(self, version: str, queries: Sequence[Query]) -> list[Recommendation]:
+    def ask(self, application: str, queries: Sequence[Query]) -> list[Recommendation]:
         """The model's answers, in order. Raises ServingError for the first query that it does not answer."""
-        replies = self._told("ask", _application(version), queries, AT_ONCE)
+        replies = self._told("ask", application, queries, AT_ONCE)
         for query, (reply, _) in zip(queries, replies, strict=True):
             if not isinstance(reply, Recommendation):
-                what = f"{_application(version)} did not answer a request of {len(query.events)} events: {reply}"
+                what = f"{application} did not answer a request of {len(query.events)} events: {reply}"
                 raise ServingError(what)
         return [reply for reply, _ in replies]
 
-    def time(self, version: str, queries: Sequence[Query]) -> list[float]:
+    def time(self, application: str, queries: Sequence[Query]) -> list[float]:
         """Seconds of each answer, asked for one by one."""
-        return [took_s for _, took_s in self._told("ask", _application(version), queries, 1)]
+        return [took_s for _, took_s in self._told("ask", application, queries, 1)]
 
     def _told(self, method: str, *arguments: Any) -> Any:
         try:
@@ -161,49 +165,52 @@ class Live:
         except GetTimeoutError as error:
             raise ServingError(f"The service did not answer within {ASK_LIMIT_S:g} s") from error
 
-    def follow(self, bundle: ServedBundle, trial: Trial | None = None) -> None:
-        """Lets the interface send its requests to the model of a bundle from now on, without a gap."""
-        ingress = ingress_application(
-            _application(bundle.version), bundle.settings, bundle.event_names, self.arrangement, trial
-        )
+    def follow(self, bundle: ServedBundle, name: str = "", trial: Trial | None = None) -> None:
+        """Lets the interface send its requests to the model of a bundle from now on, without a gap.
+
+        ``name``: of its application, where that is not ``application(bundle)``.
+        """
+        facts = name or application(bundle), bundle.settings, bundle.event_names
+        ingress = ingress_application(*facts, self.arrangement, trial)
         self._run(serve.RunTarget(ingress, name=INGRESS, route_prefix="/"), ASK_TIMEOUT_S)
         deadline = time.monotonic() + ASK_TIMEOUT_S
-        wanted = ingress_config(_application(bundle.version), bundle.settings, bundle.event_names, trial)
-        while self.config != wanted:
+        while self.config != ingress_config(*facts, trial):
             if time.monotonic() > deadline:
-                raise ServingError(f"The interface goes on with model {self.version}")
+                raise ServingError(f"The interface goes on with {self.application}")
             time.sleep(POLL_S)
             self._look()
 
     def try_out(self, running: ServedBundle, new: ServedBundle, plan: TrialPlan) -> dict[str, Any]:
         """What came of a trial on real requests; afterwards the running model answers all again."""
+        old = self.application
         name = f"trial-{uuid.uuid4().hex[:8]}"
         log = ray.remote(num_cpus=0)(TrialLog).options(name=name, namespace=TRIALS).remote()
         try:
             ray.get(log.summary.remote(), timeout=ASK_TIMEOUT_S)
-            self.follow(running, Trial(plan.kind, _application(new.version), plan.share, name))
+            self.follow(running, old, Trial(plan.kind, application(new), plan.share, name))
             time.sleep(plan.seconds)
             summary: dict[str, Any] = ray.get(log.summary.remote(), timeout=ASK_TIMEOUT_S)
             return summary
         finally:
-            self.follow(running)
+            self.follow(running, old)
             time.sleep(DRAIN_S)
             ray.kill(log)
 
-    def remove(self, version: str) -> None:
-        """Ends a model; what it is answering is answered."""
+    def remove(self, name: str) -> None:
+        """Ends a model's application; what it is answering is answered."""
         with cluster.ending(), suppress(RayServeException):
-            serve.delete(_application(version))
+            serve.delete(name)
 
     def remove_others(self) -> None:
-        """Ends what a promotion that was killed has left, and a trial of its."""
+        """Ends what a promotion that was killed has left: a model that nobody is sent to."""
         for name in serve.status().applications:
-            if name.startswith(MODEL_PREFIX) and name != self.config["model_application"]:
-                self.remove(name.removeprefix(MODEL_PREFIX))
+            if name.startswith(MODEL_PREFIX) and name != self.application:
+                self.remove(name)
 
 
-def _application(version: str) -> str:
-    return f"{MODEL_PREFIX}{version}"
+def application(bundle: ServedBundle) -> str:
+    """What the application of a bundle's model is called."""
+    return f"{MODEL_PREFIX}{bundle.version}"
 
 
 def _cause(messages: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from distft.data.encode import Encoder
 from distft.deploy import checks
 from distft.deploy.checks import Answered, Check, Limits
-from distft.deploy.live import DRAIN_S, Live, TrialPlan
+from distft.deploy.live import DRAIN_S, Live, TrialPlan, application
 from distft.errors import ArtefactError, RefusedError, ServingError, UsageError
 from distft.lock import locked
 from distft.promotions import Attempt, Outcome, note, read_record
@@ -64,7 +64,7 @@ def deploy(
     """
     with _promoting(bundle, limits, state, progress) as promotion:
         new = promotion.opened(bundle)
-        if new.version == promotion.live.version:
+        if new.version == promotion.verdict.replaced:
             what = f"The service runs model {new.version} already, which is that of {bundle}"
             raise UsageError(what, "another bundle", "Train or fine-tune a model first.")
         promotion.check_items(new)
@@ -85,7 +85,7 @@ def roll_back(state: Storage | None = None, progress: Progress | None = None) ->
     with _promoting(None, Limits(), state, progress) as promotion:
         before = read_record(promotion.folder).before
         if before is None:
-            what = f"{promotion.folder} knows of no model before {promotion.live.version}"
+            what = f"{promotion.folder} knows of no model before {promotion.verdict.replaced}"
             raise UsageError(what, "a service that was promoted", "Deploy a bundle instead.")
         promotion.bundle = Storage(before.bundle)
         new = promotion.opened(promotion.bundle)
@@ -110,6 +110,8 @@ def _promoting(
             raise UsageError(what, "a folder", "Give one with --state.")
         promotion = _Promotion(live, Storage(folder), limits, progress or (lambda *_: None), bundle)
         with locked(promotion.folder / "promotion"):  # the histories hold the folder itself
+            if live.config["trial"] and promotion.running:  # of a promotion that was killed
+                live.follow(promotion.running, live.application)
             live.remove_others()
             try:
                 yield promotion
@@ -127,20 +129,19 @@ class _Promotion:
 
     def __init__(self, live: Live, folder: Storage, limits: Limits, tell: Progress, bundle: Storage | None) -> None:
         self.live, self.folder, self.limits, self.tell, self.bundle = live, folder, limits, tell, bundle
-        self.verdict = Verdict("", live.version)
+        self.verdict = Verdict("", live.version())
         self.budget_s = limits.max_latency_s or live.target_latency_s
         self.running = self._running()
 
     def _running(self) -> ServedBundle | None:
         """The bundle of the running model; None where it is no longer there, so that nothing can be compared."""
-        running = read_record(self.folder).running
-        if running is None or running.version != self.live.version:
-            return None
-        try:
-            served, _ = served_bundle(Storage(running.bundle))
-        except ArtefactError:
-            return None
-        return served if served.version == self.live.version else None
+        known = read_record(self.folder).running
+        for place in (known.bundle if known else "", self.live.arrangement.bundle):
+            with suppress(ArtefactError):
+                served, _ = served_bundle(Storage(place))
+                if place and served.version == self.verdict.replaced:
+                    return served
+        return None
 
     def judge(self, check: Check) -> None:
         """Adds a check. Raises RefusedError if it was not passed."""
@@ -185,20 +186,21 @@ class _Promotion:
                 self.judge(Check("start", False, error.what, "a replica that scores as the model was exported"))
             yield
         except BaseException:
-            if self.live.version != new.version:
-                self.live.remove(new.version)
+            if self.live.application != application(new):
+                self.live.remove(application(new))
             raise
 
     def check_golden(self, new: ServedBundle) -> list[GoldenRequest]:
         """The golden requests of the new model, answered through its handle as they were when it was exported."""
-        golden, wrong = self.live.golden(new.version), []
-        answers = self.live.ask(new.version, [request.query for request in golden])
+        name, wrong = application(new), []
+        golden = self.live.golden(name)
+        answers = self.live.ask(name, [request.query for request in golden])
         for number, (request, answer) in enumerate(zip(golden, answers, strict=True), start=1):
             found = difference(request, answer)
             if found:
                 wrong.append(f"golden request {number}: {found}")
         # An index misses an item of some lists; without one, every list is as it was.
-        needed = len(golden) if self.live.describe(new.version)["index"] is None else len(golden) // 2
+        needed = len(golden) if self.live.describe(name)["index"] is None else len(golden) // 2
         told = f"{len(golden) - len(wrong)} of {len(golden)} answered as exported"
         told += f"; {wrong[0]}" if wrong else ""
         self.judge(Check("golden", len(golden) - len(wrong) >= needed, told, f"at least {needed}"))
@@ -210,17 +212,18 @@ class _Promotion:
         self.tell("comparing it with the running model", 3, STEPS)
         before = None if self.running is None else _metric_of(self.running)
         self.judge(checks.floor(self._answered(new, own), self.limits, before))
-        both = self._answered(new, [*own, *self.live.golden(self.live.version)])
+        both = self._answered(new, [*own, *self.live.golden(self.live.application)])
         self.judge(checks.against_running(both, self.limits))
         self.judge(checks.coverage(both, self.limits))
-        took_s = self.live.time(new.version, [request.query for request in own])
+        took_s = self.live.time(application(new), [request.query for request in own])
         self.judge(checks.latency(took_s, self.budget_s))
 
     def _answered(self, new: ServedBundle, golden: Sequence[GoldenRequest]) -> Answered:
         targets = [request.target for request in golden if request.target is not None]
         # Events of a type that the other model does not know are left out, as where they come from the store.
         queries = [replace(request.query, kept=True) for request in golden if request.target is not None]
-        return Answered(targets, self.live.ask(new.version, queries), self.live.ask(self.live.version, queries))
+        found = self.live.ask(application(new), queries), self.live.ask(self.live.application, queries)
+        return Answered(targets, *found)
 
     def try_out(self, new: ServedBundle, plan: TrialPlan) -> None:
         """The model on real requests, see ``trial``."""
@@ -242,7 +245,9 @@ class _Promotion:
     def exchange(self, new: ServedBundle) -> None:
         """Users meet the new model from now on."""
         self.tell("exchanging the models", 4, STEPS)
-        old = self.live.version
+        old, known = self.live.application, read_record(self.folder).running
+        if self.running is not None and (known is None or known.version != self.running.version):
+            note(self.folder, Attempt(self.running.uri, self.running.version, "started"))  # nobody noted it
         self.live.follow(new)
         time.sleep(DRAIN_S)
         self.live.remove(old)

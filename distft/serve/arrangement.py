@@ -74,7 +74,7 @@ class ServedBundle:
 class Arrangement:
     """How a service is run: where it keeps histories (None: nowhere), by which key it names users there, who may ask
     (None: everybody), what is written of each request, which items are denied, whose signature a bundle needs (None:
-    nobody's), and in which folder the service's record is.
+    nobody's), in which folder the service's record is, and which bundle it was started with.
     """
 
     keeping: Keeping | None = None
@@ -85,6 +85,7 @@ class Arrangement:
     deny: str | None = None
     trusted_key: str | None = None
     state: str | None = None
+    bundle: str = ""
 
 
 def served_bundle(bundle: Storage, trusted_key: str | None = None) -> tuple[ServedBundle, Job]:
@@ -118,6 +119,7 @@ def arranged(job: Job, bundle: Storage, options: Options, num_nodes: int) -> Arr
         options.deny and os.path.abspath(options.deny),
         options.trusted_key and os.path.abspath(options.trusted_key),
         options.state and Storage(options.state).uri,
+        bundle.uri,
     )
 
 

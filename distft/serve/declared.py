@@ -14,16 +14,16 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from distft.errors import UsageError
+from distft.promotions import bundle_at
 from distft.serve import app
 from distft.serve.arrangement import Arrangement, Options, ServedBundle, arranged, served_bundle
-from distft.storage import Storage
 
 NUM_NODES = 2
 """At least: pods come and go, so histories must lie outside of them."""
 
 
 class BundleArguments(BaseModel):
-    """What every application is of."""
+    """What every application is of. ``bundle``: a bundle, or a service's folder for the model that it runs."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -53,7 +53,7 @@ class ServiceArguments(BundleArguments):
 def model(arguments: dict[str, Any]) -> serve.Application:
     """The application that serves the model of a bundle. Raises ArtefactError for a damaged bundle."""
     told = ModelArguments.model_validate(arguments)
-    served, _ = served_bundle(Storage(told.bundle))
+    served, _ = served_bundle(bundle_at(told.bundle))
     return app.model_application(served.uri, served.settings, told.deny)
 
 
@@ -75,7 +75,7 @@ def ingress(arguments: dict[str, Any]) -> serve.Application:
 
 
 def _arranged(arguments: ServiceArguments) -> tuple[ServedBundle, Arrangement]:
-    bundle = Storage(arguments.bundle)
+    bundle = bundle_at(arguments.bundle)
     served, job = served_bundle(bundle)
     try:
         url = Path(arguments.history_file).read_text(encoding="utf-8").strip()

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from distft.deploy import handing
+from distft.deploy.handing import hand_over
+from distft.errors import RefusedError, RunError, ServingError, UsageError
+from distft.sections.deploy import Deploy
+from distft.storage import Storage
+
+
+def says(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts a program in the place of Python that writes its words down and says ``text``."""
+    program, words = folder / "python", folder / "words"
+    (folder / "text").write_text(text)
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {words}\necho noise >&2\ncat {folder}/text\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(program))
+    return words
+
+
+def test_the_section_becomes_the_words_of_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = says('{"model_version": "2", "replaced": "1", "checks": []}', tmp_path, monkeypatch)
+    steps: list[tuple[str, int, int]] = []
+    section = Deploy(state="/srv/service", min_metric=0.1, max_latency_ms=50)
+    verdict = hand_over(Storage("/runs/next/bundle"), section, lambda *step: steps.append(step))
+    assert verdict["model_version"] == "2"
+    assert words.read_text().split() == [
+        *("-m", "distft", "deploy", "/runs/next/bundle", "--min-metric", "0.1", "--min-of-before", "0.5"),
+        *("--min-of-running", "0.95", "--min-items", "0.9", "--min-coverage", "0.5", "--max-latency-ms", "50.0"),
+        *("--state", "/srv/service", "--json"),
+    ]
+    assert [done for _, done, _ in steps] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "kind, error", [("RefusedError", RefusedError), ("UsageError", UsageError), ("Interrupted", RunError)]
+)
+def test_its_errors_are_this_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[Exception]
+) -> None:
+    text = f'{{"error": "{kind}", "message": "The model was refused", "failure": {{"checks": [1]}}}}'
+    says(text, tmp_path, monkeypatch)
+    with pytest.raises(error) as raised:
+        hand_over(Storage("/b"), Deploy(), lambda *_: None)
+    assert getattr(raised.value, "details") == {"checks": [1]}  # noqa: B009  of any of the three
+
+
+def test_a_command_that_says_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says("", tmp_path, monkeypatch)
+    with pytest.raises(ServingError, match="said nothing that can be read: noise"):
+        hand_over(Storage("/b"), Deploy(), lambda *_: None)
+
+
+def test_every_limit_is_an_option() -> None:
+    from typer.testing import CliRunner
+
+    from distft.cli.main import app
+
+    shown = CliRunner().invoke(app, ["deploy", "--help"], env={"COLUMNS": "200"}).output
+    missing = [key for key in Deploy.model_fields if f"--{key.replace('_', '-')}" not in shown]
+    assert missing == ["address"], "which only says where the verb is run"
+    assert handing.LIMIT_S > 0
