@@ -37,6 +37,7 @@ LEVELS: list[list[str]] = [
     ["train", "evaluate", "export", "report"],
     ["serve", "tune", "checkup", "plan", "submit"],
     ["deploy"],
+    ["stages"],
     ["pipeline", "recommend", "doctor", "k8s", "chaos"],
     ["terminal"],
     ["cli"],

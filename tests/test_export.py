@@ -20,11 +20,12 @@ from distft.job import Job
 from distft.jobfile import dump_job
 from distft.models.mlp.config import Config as MLPConfig
 from distft.models.weights import MODEL_PREFIX, read_weights
-from distft.pipeline import Context, run
+from distft.pipeline import run
 from distft.ranking import Ranker
 from distft.sections.serve import Serve
 from distft.serve.golden import FILE, first_difference, read_golden
 from distft.serve.predictor import Predictor
+from distft.stages import Context
 from distft.storage import Storage
 from distft.train.loop import Loop
 from tests.data import logs
