@@ -205,7 +205,7 @@ def check_portable(job: Job) -> None:
 
 
 def relative_paths(job: Job) -> list[tuple[str, str]]:
-    """Keys of the job, as ``--set`` takes them, whose values depend on the folder that it is run in; not its storage."""
+    """Keys of the job, as ``--set`` takes them, with values that depend on where it is run; without its storage."""
     named = _paths(job.model_dump(mode="json", by_alias=True))
     return [(key, value) for key, value in named if _is_relative(value)]
 
@@ -254,9 +254,8 @@ def _token_in(file: Path) -> str:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         what = f"The token of the cluster, {file}, cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise UsageError(
-            what, "a file that holds it", "Correct deploy.token_file, or mount the secret there."
-        ) from error
+        remedy = "Correct deploy.token_file, or mount the secret there."
+        raise UsageError(what, "a file that holds it", remedy) from error
     if not token or len(token.split()) > 1:
         what = f"{file} holds {'no token' if not token else 'more than a token'}"
         raise UsageError(what, "the token of the cluster at deploy.address alone", "Write it there.")
@@ -286,12 +285,11 @@ def _check_entrance(address: str, headers: dict[str, str], token_file: str | Non
         error.close()
         if error.code in (401, 403):
             given = "this token" if headers else "anybody without a token"
+            remedy = f"Set {TOKEN}, or {TOKEN_PATH} to a file that holds it."
             raise UsageError(
                 f"{address} does not let in {given} ({error.code})",
                 "the token that the cluster's nodes were started with",
-                f"Write it into {token_file}."
-                if token_file
-                else f"Set {TOKEN}, or {TOKEN_PATH} to a file that holds it.",
+                remedy if token_file is None else f"Write it into {token_file}.",
             ) from None
         raise UsageError(f"{address} answers {error.code}", "the dashboard of a Ray cluster") from None
     except OSError as error:

@@ -140,7 +140,7 @@ def test_another_cluster_is_reached_with_its_own_token_from_within_a_job(
         assert Jobs().address == ours, "the variables are there afterwards"
         with pytest.raises(UsageError, match="does not let in this token"):
             Jobs(theirs)
-        with pytest.raises(UsageError, match="Write it into .*token"):
+        with pytest.raises(UsageError, match=r"Write it into .*token"):
             Jobs(ours, str(tmp_path / "token"))
 
 
