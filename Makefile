@@ -61,7 +61,7 @@ k8s: $(STAMP)
 	@{ sed '/^resources:/q' k8s/base/jobs/kustomization.yaml; ls jobs | sed 's/^/  - /'; } > k8s/base/jobs/.new
 	@mv k8s/base/jobs/.new k8s/base/jobs/kustomization.yaml
 	$(BIN)/distft k8s render $(JOB) --kind service --suspended > k8s/base/service.yaml
-	$(BIN)/distft k8s render $(JOB) --kind cron --schedule '0 2 * * *' --in-image /app/$(JOB) > k8s/overlays/alpha/nightly.yaml
+	$(BIN)/distft k8s render jobs/nightly.yaml --kind cron --schedule '0 2 * * *' --in-image /app/jobs/nightly.yaml > k8s/overlays/alpha/nightly.yaml
 
 # In an environment of its own: what lists an installation must not be part of it.
 sbom: $(STAMP)

@@ -73,11 +73,11 @@ def based(context: Context) -> Context:
     """
     data, finetune = context.job.data, context.job.finetune
     places = [part.from_ for part in (data.vocabulary, finetune) if part is not None]
-    folders = {place for place in places if Storage(place).exists(promotions.FILE)}
-    if not folders:
-        return context
     known = context.root.read_json(BASES) if context.root.exists(BASES) else {}
-    bundles = {place: known.get(place) or promotions.bundle_at(place).uri for place in folders}
+    bundles = {place: known.get(place) or promotions.bundle_at(place).uri for place in places}
+    bundles = {place: bundle for place, bundle in bundles.items() if bundle != Storage(place).uri}
+    if not bundles:
+        return context
     if bundles.items() - known.items():
         context.root.make()
         context.root.write_json(BASES, {**known, **bundles})

@@ -13,9 +13,11 @@ from datetime import datetime, timezone
 from typing import Any, Literal
 
 from distft.errors import ArtefactError
-from distft.storage import Storage
+from distft.storage import MANIFEST, Storage
 
 FILE = "deployments.json"
+FOLDER, BUNDLE = "service", "bundle"
+"""Names in a job's storage of what a declared service keeps, and of what it starts with: see ``k8s``."""
 KEPT = 100
 """Attempts that are remembered."""
 
@@ -80,11 +82,19 @@ def note(state: Storage, attempt: Attempt) -> Record:
 
 
 def bundle_at(place: str) -> Storage:
-    """The storage at a place; where it is a service's folder, that of the bundle which the service runs."""
+    """The storage at a place; where it is a service's folder, that of the bundle which the service runs.
+
+    As long as a service of a cluster was promoted nothing, nobody has noted what it runs: that is the bundle beside its
+    folder. Raises ArtefactError where a service has tried bundles, and runs none.
+    """
     storage = Storage(place)
-    if not storage.exists(FILE):
-        return storage
-    running = read_record(storage).running
-    if running is None:
+    recorded = storage.exists(FILE)
+    running = read_record(storage).running if recorded else None
+    if running is not None:
+        return Storage(running.bundle)
+    folder, _, name = storage.uri.rpartition("/")
+    if name == FOLDER and Storage(f"{folder}/{BUNDLE}").exists(MANIFEST):
+        return Storage(f"{folder}/{BUNDLE}")
+    if recorded:
         raise ArtefactError(f"Nothing is served from {storage}", "a service that has started", "Name a bundle instead.")
-    return Storage(running.bundle)
+    return storage

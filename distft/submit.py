@@ -1,6 +1,7 @@
 """Jobs on a cluster: hands one over, follows it, lists and stops.
 
-Enters: a job file below the working directory, the address of a cluster's dashboard, its token in the environment.
+Enters: a job file below the working directory, the address of a cluster's dashboard, its token in the environment or in
+a file.
 Leaves: ``distft run`` as a Ray job on the head, its log and its exit code here. Surprising choice: whether the job fits
 the cluster is not asked here but is the first thing that the run itself does there, so that a plain ``ray job submit``
 is told as well.
@@ -33,6 +34,8 @@ STOP_WAIT_S = 30
 REACH_TIMEOUT_S, AWAY_S, POLL_S = 10.0, 120.0, 1.0
 """``AWAY_S``: how long a head that does not answer is waited for while a job is followed."""
 LIVE = ("PENDING", "RUNNING")
+PATH_KEYS = ("path", "from", "key_file", "state", "token_file")
+"""Of a job, whatever section they are in."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,11 @@ class _Log:
 class Jobs:
     """The jobs of the cluster at ``address``, which is else taken from RAY_API_SERVER_ADDRESS.
 
-    Raises UsageError where no cluster answers there, or it does not let this token in.
+    ``token_file``: holds that cluster's token, where the environment's is that of another one. Raises UsageError where
+    no cluster answers there, or it does not let this token in.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, token_file: str | None = None) -> None:
         found = address or os.environ.get(ADDRESS, "")
         if not found:
             raise UsageError(
@@ -84,13 +88,14 @@ class Jobs:
                 f"Give it with --address, or set {ADDRESS}.",
             )
         self.address = (found if "://" in found else f"http://{found}").rstrip("/")
-        token = _token()
+        token = _token() if token_file is None else _token_in(Path(token_file))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        _check_entrance(self.address, headers)
+        _check_entrance(self.address, headers, token_file)
         from ray.job_submission import JobSubmissionClient
 
         logging.getLogger("ray").setLevel(logging.ERROR)
-        self._client = JobSubmissionClient(self.address, headers=headers)
+        with _addressed_by_argument():
+            self._client = JobSubmissionClient(self.address, headers=headers)
 
     def submit(self, job: Job, words: Sequence[str], folder: Path) -> str:
         """The id of a new job that runs ``distft run`` with these words in a copy of the folder.
@@ -190,14 +195,19 @@ def check_portable(job: Job) -> None:
             "a URI, or the whole path of a folder that all nodes share",
             "Give one with --storage.",
         )
-    named = _paths(job.model_dump(mode="json", by_alias=True))
-    missing = [f"{key}: {value}" for key, value in named if _is_relative(value)]
+    missing = [f"{key}: {value}" for key, value in relative_paths(job)]
     if missing:
         raise UsageError(
             f"These are relative, and data is not sent along: {'; '.join(missing)}",
             "URIs, or whole paths that all nodes see",
             "Change them in the job, or with --set.",
         )
+
+
+def relative_paths(job: Job) -> list[tuple[str, str]]:
+    """Keys of the job, as ``--set`` takes them, with values that depend on where it is run; without its storage."""
+    named = _paths(job.model_dump(mode="json", by_alias=True))
+    return [(key, value) for key, value in named if _is_relative(value)]
 
 
 def exit_code(job: Submitted) -> int:
@@ -213,7 +223,7 @@ def _paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for name, inner in value.items():
             here = f"{key}.{name}" if key else name
-            if name in ("path", "from", "key_file") and isinstance(inner, str):
+            if name in PATH_KEYS and isinstance(inner, str):
                 yield here, inner
             elif name not in ("columns", "event_types"):  # whose keys are the shop's own words
                 yield from _paths(inner, here)
@@ -239,7 +249,33 @@ def _token() -> str:
         return ""
 
 
-def _check_entrance(address: str, headers: dict[str, str]) -> None:
+def _token_in(file: Path) -> str:
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"The token of the cluster, {file}, cannot be read: {getattr(error, 'strerror', None) or error}"
+        remedy = "Correct deploy.token_file, or mount the secret there."
+        raise UsageError(what, "a file that holds it", remedy) from error
+    if not token or len(token.split()) > 1:
+        what = f"{file} holds {'no token' if not token else 'more than a token'}"
+        raise UsageError(what, "the token of the cluster at deploy.address alone", "Write it there.")
+    return token
+
+
+@contextmanager
+def _addressed_by_argument() -> Iterator[None]:
+    """The block without the variables by which Ray's client overrides the address that it is given.
+
+    In a job that Ray itself started they name the job's own cluster, and would send the token of another one there.
+    """
+    hidden = {name: os.environ.pop(name) for name in (ADDRESS, "RAY_ADDRESS") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= hidden
+
+
+def _check_entrance(address: str, headers: dict[str, str], token_file: str | None) -> None:
     request = urllib.request.Request(f"{address}/api/version", headers=headers)
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"{address} is not the address of a dashboard", "one like http://10.0.0.5:8265")
@@ -249,10 +285,11 @@ def _check_entrance(address: str, headers: dict[str, str]) -> None:
         error.close()
         if error.code in (401, 403):
             given = "this token" if headers else "anybody without a token"
+            remedy = f"Set {TOKEN}, or {TOKEN_PATH} to a file that holds it."
             raise UsageError(
                 f"{address} does not let in {given} ({error.code})",
                 "the token that the cluster's nodes were started with",
-                f"Set {TOKEN}, or {TOKEN_PATH} to a file that holds it.",
+                remedy if token_file is None else f"Write it into {token_file}.",
             ) from None
         raise UsageError(f"{address} answers {error.code}", "the dashboard of a Ray cluster") from None
     except OSError as error:

@@ -6,7 +6,7 @@ import pytest
 
 from distft.errors import ArtefactError
 from distft.promotions import FILE, KEPT, Attempt, Model, bundle_at, note, read_record
-from distft.storage import Storage
+from distft.storage import MANIFEST, Storage
 
 
 def test_what_is_promoted_runs_and_what_it_replaced_is_remembered(tmp_path: Path) -> None:
@@ -45,6 +45,19 @@ def test_the_folder_of_a_service_stands_for_its_model(tmp_path: Path) -> None:
         bundle_at(state.uri)
     note(state, Attempt("/a/bundle", "1", "started"))
     assert bundle_at(state.uri).uri == "/a/bundle"
+
+
+def test_a_service_that_nobody_noted_runs_the_bundle_beside_its_folder(tmp_path: Path) -> None:
+    state, bundle = Storage(tmp_path / "service"), Storage(tmp_path / "bundle")
+    assert bundle_at(state.uri).uri == state.uri, "there is no bundle"
+    bundle.make()
+    bundle.write_json(MANIFEST, {})
+    assert bundle_at(state.uri).uri == bundle.uri
+    assert bundle_at(str(tmp_path / "servce")).uri == str(tmp_path / "servce"), "a slip of the keyboard"
+    note(state, Attempt("/x/bundle", "1", "refused"))
+    assert bundle_at(state.uri).uri == bundle.uri, "a refused model changes nothing"
+    note(state, Attempt("/x/bundle", "1", "promoted"))
+    assert bundle_at(state.uri).uri == "/x/bundle"
 
 
 @pytest.mark.parametrize("text", ["{}", '{"running": {"x": 1}, "before": null, "attempts": []}', "[]", "no json"])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,7 @@ import pytest
 from distft.errors import UsageError
 from distft.jobfile import parse_job
 from distft.serve.server import free_port
-from distft.submit import Jobs, Submitted, _Log, check_portable, exit_code, words_of
+from distft.submit import Jobs, Submitted, _Log, check_portable, exit_code, relative_paths, words_of
 
 JOB = """
 name: mine
@@ -43,6 +48,21 @@ def test_paths_of_this_machine_are_named(changes: dict[str, str], words: list[st
     with pytest.raises(UsageError) as caught:
         check_portable(job(**changes))
     assert all(word in str(caught.value) for word in words)
+
+
+def test_every_key_that_names_a_folder_is_found_whatever_its_section() -> None:
+    found = parse_job(
+        JOB.format(storage="s3://shop/runs", path="log/*.csv", items="items.csv")
+        + "  vocabulary: {from: base/service}\nfinetune: {from: /base/service}\n"
+        + "deploy: {state: base/service, address: http://10.0.0.5:8265, token_file: token}\n"
+    )
+    assert relative_paths(found) == [
+        ("data.events.0.path", "log/*.csv"),
+        ("data.items.path", "items.csv"),
+        ("data.vocabulary.from", "base/service"),
+        ("deploy.state", "base/service"),
+        ("deploy.token_file", "token"),
+    ]
 
 
 def test_a_job_file_is_named_as_the_copy_has_it(tmp_path: Path) -> None:
@@ -79,3 +99,57 @@ def test_a_log_that_is_read_again_is_written_once() -> None:
         for part in parts:
             log.hear(part)
     assert "".join(written) == "one\ntwo\nthree\n"
+
+
+@contextmanager
+def dashboard(token: str) -> Iterator[str]:
+    """The address of what looks like a cluster's dashboard to Ray's client, and lets nothing but this token in."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers["Authorization"] == f"Bearer {token}"
+            body = {"/api/version": {"ray_version": "2.60.0", "version": "4"}, "/api/jobs/": []}[self.path]
+            text = json.dumps(body).encode()
+            self.send_response(200 if allowed else 401)
+            self.send_header("content-length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_another_cluster_is_reached_with_its_own_token_from_within_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the environment names the job's own cluster, by variables that Ray's client would follow."""
+    (tmp_path / "token").write_text("theirs\n")
+    with dashboard("theirs") as theirs, dashboard("ours") as ours:
+        monkeypatch.setenv("RAY_ADDRESS", ours)
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ours)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        assert Jobs(theirs, str(tmp_path / "token")).all() == []
+        assert Jobs().address == ours, "the variables are there afterwards"
+        with pytest.raises(UsageError, match="does not let in this token"):
+            Jobs(theirs)
+        with pytest.raises(UsageError, match=r"Write it into .*token"):
+            Jobs(ours, str(tmp_path / "token"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "cannot be read: No such file"), (" \n", "holds no token"), ("a b\n", "holds more than a token")],
+)
+def test_a_file_without_a_token_is_told(tmp_path: Path, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / "token").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        Jobs("http://127.0.0.1:1", str(tmp_path / "token"))

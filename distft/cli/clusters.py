@@ -170,7 +170,9 @@ def k8s_render(  # noqa: PLR0913  one parameter an option
     namespace: Annotated[str | None, typer.Option(metavar="NAME", help="namespace of the objects")] = None,
     bundle: Annotated[
         str | None,
-        typer.Option("--bundle", metavar="URI", show_default="STORAGE/bundle", help="what the service serves"),
+        typer.Option(
+            "--bundle", metavar="URI", show_default="STORAGE/service", help="bundle to serve, or a folder of a service"
+        ),
     ] = None,
     schedule: Annotated[
         str | None, typer.Option("--schedule", metavar="'M H D M W'", help="when a cron job runs, UTC")
@@ -182,6 +184,12 @@ def k8s_render(  # noqa: PLR0913  one parameter an option
         int | None,
         typer.Option("--items", metavar="N", min=1, help="catalogue to plan the pods' memory for; else the dataset's"),
     ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option(
+            "--service", metavar="NAME", show_default="deploy.state's", help="RayService for the stage deploy"
+        ),
+    ] = None,
     storage: StorageUri = None,
     json: AsJson = False,
 ) -> None:
@@ -190,7 +198,7 @@ def k8s_render(  # noqa: PLR0913  one parameter an option
         from distft.k8s.render import Wish, rendered
 
         loaded = load(job, None, storage)
-        wish = Wish(kind, image, in_image, namespace, bundle, schedule, suspended, items)
+        wish = Wish(kind, image, in_image, namespace, bundle, schedule, suspended, items, service)
         objects, text = rendered(loaded, job, wish)
         terminal.show(text.rstrip())
         terminal.result({"objects": objects})

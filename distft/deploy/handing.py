@@ -28,7 +28,7 @@ def hand_over(bundle: Storage, section: Deploy, progress: Callable[[str, int, in
     """What ``distft deploy`` found. Raises RefusedError where the guard refused the bundle, and what it raised else."""
     progress("deploying", 0, 1)
     words = [*_words(bundle, section), "--json"]
-    result = _here(words, section) if section.address is None else _there(words, section.address)
+    result = _here(words, section) if section.address is None else _there(words, section.address, section.token_file)
     progress("deploying", 1, 1)
     kind = result.get("error")
     if kind is None:
@@ -41,10 +41,11 @@ def hand_over(bundle: Storage, section: Deploy, progress: Callable[[str, int, in
 
 def _words(bundle: Storage, section: Deploy) -> list[str]:
     words = ["deploy", bundle.uri]
-    for key, value in section.model_dump(exclude={"state", "address"}).items():
+    for key, value in section.model_dump(exclude={"state", "address", "token_file"}).items():
         if value is not None:
             words += [f"--{key.replace('_', '-')}", str(value)]
-    return words + (["--state", section.state] if section.state is not None else [])
+    # Whole, because a job on another cluster runs in another folder.
+    return words + (["--state", Storage(section.state).uri] if section.state is not None else [])
 
 
 def _here(words: list[str], section: Deploy) -> dict[str, Any]:
@@ -57,12 +58,12 @@ def _here(words: list[str], section: Deploy) -> dict[str, Any]:
     return _result(done.stdout, done.stderr)
 
 
-def _there(words: list[str], address: str) -> dict[str, Any]:
+def _there(words: list[str], address: str, token_file: str | None) -> dict[str, Any]:
     """As a job on the cluster of the service, which reads the same storage."""
     from distft.submit import Jobs
 
     with tempfile.TemporaryDirectory(prefix="distft-deploy-") as folder:
-        jobs = Jobs(address)
+        jobs = Jobs(address, token_file)
         id_ = jobs.start(words, "deploy", words[1], Path(folder))
         lines: list[str] = []
         jobs.follow(id_, lines.append)

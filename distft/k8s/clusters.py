@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Literal
 
-from distft.k8s.pods import HEAD_CONTAINER, Json, Size, container_security, ray_pod
+from distft.k8s.pods import HEAD_CONTAINER, SERVICE_TOKEN_SECRET, Json, Size, container_security, ray_pod
 
 Role = Literal["job", "service"]
 
@@ -25,14 +25,20 @@ REDIS_SECRET = "distft-redis"
 
 
 def cluster_spec(
-    role: Role, image: str, size: Size, replicas: tuple[int, int], files: Mapping[str, tuple[str, Json]]
+    role: Role,
+    image: str,
+    size: Size,
+    replicas: tuple[int, int],
+    files: Mapping[str, tuple[str, Json]],
+    head_files: Mapping[str, tuple[str, Json]] | None = None,
 ) -> Json:
-    """One cluster, for a "job" or a "service". ``replicas``: fewest and most worker pods; ``files``: see ``ray_pod``.
+    """One cluster, for a "job" or a "service". ``replicas``: fewest and most worker pods; ``files``: see ``ray_pod``;
+    ``head_files``: those of the head alone.
 
     The state of a service's cluster is kept in Redis, so that it outlives its head; a job that loses its head is begun
     anew on another cluster, and goes on from its storage.
     """
-    head = ray_pod(f"{role}-head", HEAD_CONTAINER, HEAD, image, files)
+    head = ray_pod(f"{role}-head", HEAD_CONTAINER, HEAD, image, {**files, **(head_files or {})})
     head["spec"] |= {"serviceAccountName": "distft-head", "automountServiceAccountToken": True}
     worker = ray_pod(f"{role}-worker", "ray-worker", size, image, files)
     for pod in (head, worker):
@@ -67,6 +73,7 @@ def cluster_spec(
         ],
     }
     if role == "service":
+        spec["authOptions"]["secretName"] = SERVICE_TOKEN_SECRET
         spec["gcsFaultToleranceOptions"] = {
             "redisAddress": REDIS_ADDRESS,
             "redisPassword": {"valueFrom": {"secretKeyRef": {"name": REDIS_SECRET, "key": "password"}}},

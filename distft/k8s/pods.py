@@ -26,6 +26,10 @@ HEAD_CONTAINER = "ray-head"
 STORAGE_CLAIM, STORAGE_SECRET = "distft-storage", "distft-object-store"
 CREDENTIALS = "/etc/distft/object-store"
 """Of an object store, in AWS's own file format; as files, because every child of a process inherits its environment."""
+SERVICE_TOKEN_SECRET, TOKEN_KEY = "distft-service-token", "auth_token"
+"""Ray's token of the services' clusters: a secret of the user's own, so that a job can be handed it too; and the key in
+it where KubeRay looks. Clusters of jobs have tokens that the operator makes."""
+
 DATA = "/data"
 """Where the storage volume is, in every container."""
 

@@ -14,6 +14,7 @@ from distft.errors import UsageError
 from distft.job import Job
 from distft.k8s.memory import worker_gib
 from distft.k8s.pods import IMAGE, Json
+from distft.k8s.promotion import check_service
 from distft.k8s.workloads import (
     JOB_FILE,
     JOB_FOLDER,
@@ -26,6 +27,7 @@ from distft.k8s.workloads import (
     ray_job,
     ray_service,
 )
+from distft.promotions import FOLDER
 from distft.storage import Storage
 
 KINDS = ("job", "service", "cron")
@@ -48,11 +50,13 @@ class Wish:
     schedule: str | None = None
     suspended: bool = False
     num_items: int | None = None
+    service: str | None = None
 
 
 def rendered(job: Job, path: str, wish: Wish) -> tuple[list[Json], str]:
     """The objects of a job and their YAML. Raises UsageError for wishes that do not fit."""
     _check(wish)
+    _check_of_one_kind(wish)
     own = wish.kind != "service" and wish.in_image is None
     trains, dataset = wish.kind != "service", Storage(job.storage) / "dataset"
     target = Target(
@@ -60,6 +64,7 @@ def rendered(job: Job, path: str, wish: Wish) -> tuple[list[Json], str]:
         image=wish.image or IMAGE,
         namespace=wish.namespace or NAMESPACE,
         config_map=f"{object_name(job, 'RayJob')}-file" if own else None,
+        service=wish.service,
         worker_gib=worker_gib(job, wish.num_items, dataset if own and dataset.is_local else None) if trains else 0,
     )
     objects: list[Json] = []
@@ -75,7 +80,7 @@ def rendered(job: Job, path: str, wish: Wish) -> tuple[list[Json], str]:
         assert wish.schedule is not None
         objects.append(ray_cron_job(job, target, wish.schedule))
     else:
-        objects.append(ray_service(job, target, wish.bundle or f"{job.storage.rstrip('/')}/bundle"))
+        objects.append(ray_service(job, target, wish.bundle or f"{job.storage.rstrip('/')}/{FOLDER}"))
     if wish.suspended:
         objects[-1]["spec"] = {"suspend": True, **objects[-1]["spec"]}
     return objects, dump(*objects)
@@ -93,13 +98,20 @@ def _check(wish: Wish) -> None:
     if wish.suspended and wish.kind == "cron":
         what = "--suspended, and --kind cron"
         raise UsageError(what, "--kind job or service", "A cron job waits for its time anyway.")
-    if wish.num_items is not None and wish.kind == "service":
-        raise UsageError("--items, and --kind service", "--kind job or cron", "A service has its items in its bundle.")
-    if wish.bundle is not None and wish.kind != "service":
-        raise UsageError(f"--bundle, and --kind {wish.kind}", "--kind service", "A job makes its own bundle.")
     if wish.image is not None and (not re.fullmatch(_IMAGE, wish.image) or wish.image.endswith(":latest")):
         what, wanted = f"--image is {wish.image!r}", "a name with a tag that stays, or with a digest"
         raise UsageError(what, wanted, "Without one, or with 'latest', it is another image tomorrow.")
+
+
+def _check_of_one_kind(wish: Wish) -> None:
+    if wish.bundle is not None and wish.kind != "service":
+        raise UsageError(f"--bundle, and --kind {wish.kind}", "--kind service", "A job makes its own bundle.")
+    if wish.num_items is not None and wish.kind == "service":
+        raise UsageError("--items, and --kind service", "--kind job or cron", "A service has its items in its bundle.")
+    if wish.service is not None and wish.kind == "service":
+        raise UsageError("--service, and --kind service", "--kind job or cron", "Its name is that of the job.")
+    if wish.service is not None:
+        check_service(wish.service)
 
 
 def _is_schedule(text: str) -> bool:

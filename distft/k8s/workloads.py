@@ -1,11 +1,13 @@
 """KubeRay's objects of a job: the RayJob of its stages, the same as a RayCronJob, and the RayService of its model.
 
-Enters: a job and where its file lies. Leaves: plain dictionaries of ``ray.io/v1``. Surprising choice: the working
-directory of every pod is the shared volume, and only where the bundle lies is written into the service's object.
+Enters: a job and where its file lies. Leaves: plain dictionaries of ``ray.io/v1``. Surprising choice: the command line
+says again, as whole paths, what the job file says relative to the shared volume; and only where a service's bundle lies
+is written into its object.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from dataclasses import dataclass
@@ -17,9 +19,12 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 
 from distft.errors import UsageError
 from distft.job import Job
+from distft.jobyaml import read_yaml
+from distft.k8s import promotion
 from distft.k8s.clusters import cluster_spec
 from distft.k8s.pods import DATA, IMAGE, PART_OF, Json, Size, submitter_pod
 from distft.serve.declaration import serve_config
+from distft.submit import relative_paths
 
 NAMESPACE = "distft"
 JOB_FOLDER = "/etc/distft/job"
@@ -39,12 +44,16 @@ KEPT_S = 3600
 
 @dataclass(frozen=True)
 class Target:
-    """Where the objects of a job go: image, namespace, the job's file as containers see it, GiB of a training pod."""
+    """Where the objects of a job go: image, namespace, the job's file as containers see it, GiB of a training pod.
+
+    ``service``: the RayService that the job promotes its model on, where ``deploy.state`` does not tell.
+    """
 
     job_path: str
     image: str = IMAGE
     namespace: str = NAMESPACE
     config_map: str | None = None
+    service: str | None = None
     worker_gib: int = WORKER.memory_gib
 
 
@@ -59,7 +68,7 @@ def ray_cron_job(job: Job, target: Target, schedule: str) -> Json:
     Finished stages are skipped where they were made: in one storage for all nights the second would do nothing.
     """
     spec = _job_spec(job, target)
-    spec["entrypoint"] += "/$(date -u +%Y-%m-%d)"  # Ray gives it to a shell
+    spec["entrypoint"] += "/$(date -u +%Y-%m-%d)"  # of --storage; Ray gives it to a shell
     body = {"schedule": schedule, "timeZone": "Etc/UTC", "jobTemplate": spec}
     return {**_head("RayCronJob", job, target), "spec": body}
 
@@ -110,7 +119,7 @@ def dump(*documents: Any) -> str:
     """YAML in block style, as people write it, without references from one place to another."""
     yaml, out = YAML(), StringIO()
     yaml.default_flow_style = False
-    yaml.width = 120
+    yaml.width = 4096  # a command that is broken keeps its spaces at the ends of lines
     yaml.representer.ignore_aliases = lambda _: True
     yaml.explicit_start = len(documents) > 1
     for document in documents:
@@ -128,20 +137,35 @@ def _job_spec(job: Job, target: Target) -> Json:
     if target.config_map is not None:
         files["job"] = (JOB_FOLDER, {"configMap": {"name": target.config_map}})
     size, replicas = _workers(job, target.worker_gib)
+    promotes = promotion.is_given_token(job, target.service)
+    head_files = promotion.token_volume() if promotes else None
+    cluster = cluster_spec("job", target.image, size, replicas, files, head_files)
+    if promotes:
+        cluster["headGroupSpec"]["template"]["metadata"]["labels"] |= promotion.PROMOTES
     return {
-        "entrypoint": f"distft run {shlex.quote(target.job_path)} --storage {shlex.quote(_in_volume(job.storage))}",
+        "entrypoint": _command(job, target),
         "submissionMode": "K8sJobMode",
         "submitterPodTemplate": submitter_pod(target.image),
         "submitterConfig": {"backoffLimit": 2},
-        # Each retry is a new cluster, and the same command: finished stages are skipped, training goes on.
-        "backoffLimit": RETRIES,
+        # Each retry is a new cluster, and the same command: finished stages are skipped, training goes on. But a model
+        # that was refused would be asked the same again.
+        "backoffLimit": 0 if "deploy" in job.stages else RETRIES,
         "preRunningDeadlineSeconds": 3600,
         # Of the rules of deletion these are the ones that go together with `suspend` and with autoscaling.
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": KEPT_S,
         "deletionStrategy": {"onSuccess": {"policy": "DeleteCluster"}, "onFailure": {"policy": "DeleteCluster"}},
-        "rayClusterSpec": cluster_spec("job", target.image, size, replicas, files),
+        "rayClusterSpec": cluster,
     }
+
+
+def _command(job: Job, target: Target) -> str:
+    """What the submitter runs: the job with its paths as every pod sees them, and its storage last."""
+    changes = {key: _in_volume(value) for key, value in relative_paths(job)} | promotion.access(job, target.service)
+    words = ["distft", "run", target.job_path]
+    for key, value in changes.items():
+        words += ["--set", f"{key}={value if read_yaml(value)[0] == value else json.dumps(value)}"]
+    return shlex.join([*words, "--storage", _in_volume(job.storage)])
 
 
 def _workers(job: Job, memory_gib: int) -> tuple[Size, tuple[int, int]]:
@@ -153,6 +177,6 @@ def _workers(job: Job, memory_gib: int) -> tuple[Size, tuple[int, int]]:
     return Size(cpus, memory_gib, cpus, WORKER.shm_gib), (fewest, most)
 
 
-def _in_volume(storage: str) -> str:
-    """The storage as every pod sees it: relative ones lie in the volume."""
-    return storage if storage.startswith("/") or "://" in storage else f"{DATA}/{storage.rstrip('/')}"
+def _in_volume(place: str) -> str:
+    """The path or URI as every pod sees it: relative ones lie in the volume."""
+    return place if place.startswith("/") or "://" in place else f"{DATA}/{place.rstrip('/')}"

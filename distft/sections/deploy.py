@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from distft.component import Section
+from distft.component import Section, refuse
 from distft.sections.values import StorageText
 
 
@@ -16,6 +16,9 @@ class Deploy(Section):
     )
     address: str | None = Field(
         None, description="dashboard of the service's cluster, where it is another one: http://HOST:8265"
+    )
+    token_file: StorageText | None = Field(
+        None, description="file with the Ray token of that cluster; by default the token of the environment"
     )
     min_metric: float = Field(0.0, ge=0, le=1, description="ndcg@10 on the golden requests of the new bundle")
     min_of_before: float = Field(
@@ -31,3 +34,10 @@ class Deploy(Section):
     max_latency_ms: float | None = Field(
         None, gt=0, description="of 95% of its answers, one by one; by default the service's target_latency_s"
     )
+
+    @model_validator(mode="after")
+    def _token_is_of_a_cluster(self) -> Deploy:
+        if self.token_file is not None and self.address is None:
+            text = "this is the token of the cluster at deploy.address, which is not given: give it, or leave this out"
+            refuse([(("token_file",), text)])
+        return self

@@ -28,7 +28,7 @@ def serve_config(
     history_file: str = HISTORY_FILE,
     deny: str = DENY_FILE,
 ) -> dict[str, Any]:
-    """The configuration of a service of ``bundle``.
+    """The configuration of a service of ``bundle``: a bundle, or a service's folder for the model that it ran last.
 
     ``label``: what names its model's application, by default the job's name. ``keys``: file of the API keys' hashes;
     ``history_file``: file with the URL of Redis; ``deny``: file of items that are never recommended; all as the

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,5 +64,37 @@ def test_every_limit_is_an_option() -> None:
 
     shown = CliRunner().invoke(app, ["deploy", "--help"], env={"COLUMNS": "200"}).output
     missing = [key for key in Deploy.model_fields if f"--{key.replace('_', '-')}" not in shown]
-    assert missing == ["address"], "which only says where the verb is run"
+    assert missing == ["address", "token_file"], "which only say where the verb is run"
     assert handing.LIMIT_S > 0
+
+
+def test_another_cluster_is_given_whole_paths_and_its_own_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[object] = []
+
+    class Jobs:
+        def __init__(self, *arguments: object) -> None:
+            asked.extend(arguments)
+
+        def start(self, words: list[str], *_: object) -> str:
+            asked.append(words)
+            return "deploy-1"
+
+        def follow(self, _: str, write: Callable[[str], object]) -> None:
+            write('noise\n{"model_version": "2", "replaced": "1", "checks": []}\n')
+
+    monkeypatch.setattr("distft.submit.Jobs", Jobs)
+    section = Deploy(state="runs/shop/service", address="http://shop-head-svc:8265", token_file="/etc/token")
+    assert hand_over(Storage("runs/night/bundle"), section, lambda *_: None)["model_version"] == "2"
+    address, token_file, words = asked
+    assert (address, token_file) == ("http://shop-head-svc:8265", "/etc/token")
+    assert isinstance(words, list) and words[:2] == ["deploy", f"{tmp_path}/runs/night/bundle"]
+    assert words[-3:] == ["--state", f"{tmp_path}/runs/shop/service", "--json"]
+    assert not any("token" in word for word in words), "it is for this process, and not for the command line"
+
+
+def test_a_token_of_no_cluster_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"deploy\.address, which is not given"):
+        Deploy(token_file="/etc/token")

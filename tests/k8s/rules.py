@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from tests.k8s import reach
+
 Object = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,7 @@ def _of_one(thing: Object) -> Iterator[str]:
     for place, pod in pods_of(thing):
         yield from (f"{place}: {text}" for text in _restricted(pod.get("spec", {})))
         yield from (f"{place}: {text}" for text in _house(pod.get("spec", {})))
+        yield from (f"{place}: {text}" for text in reach.token_faults(pod))
     if thing["kind"] == "Service" and thing["spec"].get("type", "ClusterIP") != "ClusterIP":
         yield "a service that other machines reach directly"
     if thing["kind"] == "Ingress":
@@ -166,6 +169,7 @@ def _faults_of_command(text: str) -> Iterator[str]:
 
     from distft.cli.main import app
     from distft.jobfile import load_job
+    from distft.submit import relative_paths
 
     words = shlex.split(text.replace("$(date -u +%Y-%m-%d)", "2026-01-01"))
     verb = get_command(app).commands.get(words[1]) if words[:1] == ["distft"] and len(words) > 1 else None  # type: ignore[attr-defined]
@@ -182,7 +186,8 @@ def _faults_of_command(text: str) -> Iterator[str]:
         if not (ROOT / path.removeprefix("/app/")).is_file():
             yield f"{path} is not in the image"
         else:
-            load_job(ROOT / path.removeprefix("/app/"))
+            job = load_job(ROOT / path.removeprefix("/app/"), found["set_"] or ())
+            yield from (f"{key} is {value}, which lies nowhere" for key, value in relative_paths(job))
     elif not path.startswith("/etc/distft/job/"):
         yield f"{path} is neither in the image nor in a ConfigMap"
 
@@ -204,6 +209,7 @@ def _cluster(thing: Object) -> Iterator[str]:
         for place, pod in pods_of(thing):
             if place != "submitterPodTemplate" and pod.get("spec", {}).get("restartPolicy", "Never") != "Never":
                 yield f"{place}: the second autoscaler wants restartPolicy Never"
+    yield from reach.owner_of_token_faults(thing, cluster)
     yield from _groups(cluster)
     yield from _managed(cluster)
 
@@ -308,6 +314,8 @@ def _of_all(objects: list[Object]) -> Iterator[str]:
         yield "the restricted standard is not enforced"
     yield from _missing(objects)
     yield from _reached(objects, policies)
+    pods = [(f"{name_of(one)} {place}", pod) for one in objects for place, pod in pods_of(one)]
+    yield from reach.unwanted_flows(pods, policies)
 
 
 def _denies_all(policy: Object) -> bool:

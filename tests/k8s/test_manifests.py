@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 
 from distft.k8s.pods import UID
-from tests.k8s import rules
+from tests.k8s import reach, rules
 from tests.k8s.rules import ROOT, Object, name_of
 from tests.k8s.structural import refusals
 
@@ -89,6 +89,34 @@ def worker(things: list[Object]) -> Object:
         0
     ]
     return container
+
+
+def nightly(things: list[Object]) -> Object:
+    spec: Object = the(things, "RayJob/distft-nightly")["spec"]["rayClusterSpec"]
+    return spec
+
+
+def give_token(pod: Object) -> None:
+    pod["spec"]["volumes"].append({"name": "token", "secret": {"secretName": "distft-service-token"}})
+
+
+def token_of(things: list[Object]) -> Object:
+    """Where the head of the nightly job has the services' token."""
+    (container,) = nightly(things)["headGroupSpec"]["template"]["spec"]["containers"]
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == "service-token"]
+    found: Object = mount
+    return found
+
+
+def let_in(things: list[Object], component: str) -> None:
+    """Opens the services' dashboard to a component, in both directions."""
+    chosen = {"matchLabels": {"app.kubernetes.io/component": component}}
+    for name, side, peers in (("promotion", "egress", "to"), ("promoted", "ingress", "from")):
+        spec = the(things, f"NetworkPolicy/distft-{name}")["spec"]
+        if side == "egress":
+            spec["podSelector"] = chosen
+        else:
+            spec[side][0][peers].append({"podSelector": chosen})
 
 
 def drop(name: str) -> Callable[[list[Object]], Any]:
@@ -193,6 +221,65 @@ MUTANTS: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         "is not of type",
     ),
     "a quantity that is none": (lambda o: worker(o)["resources"]["limits"].update(cpu="two"), "does not match"),
+    "the services' token in a worker": (
+        lambda o: give_token(nightly(o)["workerGroupSpecs"][0]["template"]),
+        "workerGroupSpecs workers: it is handed the token of the services",
+    ),
+    "the services' token in a job that does not deploy": (
+        lambda o: give_token(job(o)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]),
+        "headGroupSpec: it is handed the token of the services",
+    ),
+    "the services' token in a submitter": (
+        lambda o: give_token(the(o, "RayJob/distft-nightly")["spec"]["submitterPodTemplate"]),
+        "submitterPodTemplate: it is handed the token of the services",
+    ),
+    "a worker that calls itself one that deploys": (
+        lambda o: nightly(o)["workerGroupSpecs"][0]["template"]["metadata"]["labels"].update(
+            {"distft/promotes": "true"}
+        ),
+        "it is handed the token of the services",
+    ),
+    "the services' token in the environment": (
+        lambda o: nightly(o)["headGroupSpec"]["template"]["spec"]["containers"][0]["env"].append(
+            {
+                "name": "RAY_AUTH_TOKEN",
+                "valueFrom": {"secretKeyRef": {"name": "distft-service-token", "key": "auth_token"}},
+            }
+        ),
+        "which every process inherits",
+    ),
+    "a token that can be written to": (lambda o: token_of(o).pop("readOnly"), "can be written to"),
+    "a nightly job without the token": (
+        lambda o: nightly(o)["headGroupSpec"]["template"]["spec"]["volumes"].pop(),
+        "has no token of the services",
+    ),
+    "a job with the services' token as its own": (
+        lambda o: job(o)["spec"]["rayClusterSpec"]["authOptions"].update(secretName="distft-service-token"),
+        "its token is not its own",
+    ),
+    "a service with a token that nobody knows": (
+        lambda o: service(o)["spec"]["rayClusterConfig"]["authOptions"].pop("secretName"),
+        "nobody can be handed it",
+    ),
+    "workers that reach a service": (lambda o: let_in(o, "job-worker"), "workers reaches the dashboard of a service"),
+    "every job's head that reaches a service": (
+        lambda o: let_in(o, "job-head"),
+        "RayJob/distft-quickstart headGroupSpec reaches the dashboard of a service",
+    ),
+    "a way to the service that ends half-way": (
+        drop("NetworkPolicy/distft-promoted"),
+        "RayJob/distft-nightly headGroupSpec does not reach",
+    ),
+    "a way to the service that does not begin": (
+        drop("NetworkPolicy/distft-promotion"),
+        "RayJob/distft-nightly headGroupSpec does not reach",
+    ),
+    "a path that lies nowhere": (
+        lambda o: job(o)["spec"].update(
+            entrypoint="distft run /app/jobs/nightly.yaml --set deploy.state=runs/x/service"
+        ),
+        "deploy.state is runs/x/service, which lies nowhere",
+    ),
     "a pod that no policy knows": (
         lambda o: job(o)["spec"]["submitterPodTemplate"]["metadata"]["labels"].update(
             {"app.kubernetes.io/component": "other"}
@@ -209,6 +296,23 @@ def test_every_mutant_is_caught(mutant: str) -> None:
     change(things)
     found = faults(things, objects("prod"))
     assert any(wanted in one for one in found), found
+
+
+def test_the_head_of_the_nightly_job_reaches_one_port_of_the_service_and_nobody_else_does() -> None:
+    things = objects("prod")
+    policies = [one["spec"] for one in things if one["kind"] == "NetworkPolicy"]
+    reached = {
+        (pod["metadata"]["labels"]["app.kubernetes.io/component"], name_of(thing), port)
+        for thing in things
+        for _, pod in rules.pods_of(thing)
+        for port in (6379, 8000, 8080, 8265, 10001, 20000)
+        for target in ("service-head", "service-worker")
+        if reach.flows(policies, pod["metadata"]["labels"], {"app.kubernetes.io/component": target}, port)
+    }
+    others = {one for one in reached if not one[0].startswith("service-")}
+    assert others == {("job-head", "RayJob/distft-nightly", 8265)}
+    nodes = {"app.kubernetes.io/component": "job-worker"}
+    assert reach.flows(policies, nodes, {"app.kubernetes.io/component": "job-head"}, 20000), "what it does see"
 
 
 def test_monitors_and_alerts_ask_for_ports_and_metrics_that_there_are() -> None:

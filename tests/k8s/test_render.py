@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,9 +15,13 @@ from typer.testing import CliRunner
 from distft.cli.main import app
 from distft.errors import UsageError
 from distft.jobfile import load_job
+from distft.k8s.pods import environment
+from distft.k8s.promotion import TOKEN_FILE
 from distft.k8s.render import Wish, rendered
 from distft.serve.declaration import serve_config
+from distft.submit import relative_paths
 from tests.k8s import rules
+from tests.k8s.reach import TOKEN_SECRET
 from tests.k8s.rules import ROOT
 from tests.k8s.structural import refusals
 from tests.k8s.test_manifests import definitions
@@ -35,8 +41,9 @@ def test_the_committed_jobs_and_service_are_what_the_command_prints() -> None:
     assert listed == JOBS
     quickstart = load_job(ROOT / "jobs/quickstart.yaml")
     assert (base / "service.yaml").read_text() == rendered(quickstart, "", Wish(kind="service", suspended=True))[1]
-    nightly = Wish(kind="cron", schedule="0 2 * * *", in_image="/app/jobs/quickstart.yaml")
-    assert (ROOT / "k8s/overlays/alpha/nightly.yaml").read_text() == rendered(quickstart, "", nightly)[1]
+    nightly = Wish(kind="cron", schedule="0 2 * * *", in_image="/app/jobs/nightly.yaml")
+    text = rendered(load_job(ROOT / "jobs/nightly.yaml"), "", nightly)[1]
+    assert (ROOT / "k8s/overlays/alpha/nightly.yaml").read_text() == text
 
 
 @pytest.mark.parametrize("kind", ["job", "service", "cron"])
@@ -73,6 +80,92 @@ def test_the_pods_of_a_training_have_the_memory_that_is_planned_for_it(tmp_path:
     # 20 million rows of job.model.dim numbers, with gradients and two moments, in fp32
     state_gib = 20_000_000 * job.model.dim * 16 / 2**30
     assert state_gib < memory_gib(20_000_000) < 3 * state_gib
+
+
+def test_the_nightly_job_finds_the_service_and_all_that_it_reads_in_the_volume() -> None:
+    path = ROOT / "jobs/nightly.yaml"
+    config, cron = rendered(load_job(path), str(path), Wish(kind="cron", schedule="0 2 * * *"))[0]
+    assert config["data"] == {"job.yaml": path.read_text()}
+    words = shlex.split(cron["spec"]["jobTemplate"]["entrypoint"])
+    assert words[-4:] == ["--storage", "/data/runs/nightly/$(date", "-u", "+%Y-%m-%d)"], "which a shell fills in"
+    told = load_job(path, [words[at + 1] for at, word in enumerate(words) if word == "--set"])
+    assert told.deploy.address == "http://distft-quickstart-head-svc:8265"
+    assert told.deploy.token_file == "/etc/distft/service-token/auth_token"
+    assert told.deploy.state == "/data/runs/quickstart/service"
+    assert told.data.events[0].model_dump()["path"] == "/data/runs/quickstart/service/log/*.jsonl"
+    assert told.data.items and told.data.items.path == "/data/data/shop/items/items.parquet"
+    assert told.data.vocabulary and told.data.vocabulary.from_ == "/data/runs/quickstart/service"
+    assert told.finetune and told.finetune.from_ == "/data/runs/quickstart/service"
+    assert relative_paths(told) == []
+
+
+def test_the_token_of_the_service_is_where_it_is_needed_and_the_job_is_not_tried_again() -> None:
+    path = ROOT / "jobs/nightly.yaml"
+
+    def spec(name: str, *changes: str) -> dict[str, Any]:
+        path = ROOT / "jobs" / name
+        found: dict[str, Any] = rendered(load_job(path, changes), str(path), Wish(in_image="/app/x.yaml"))[0][0]["spec"]
+        return found
+
+    nightly, quickstart = spec("nightly.yaml"), spec("quickstart.yaml")
+    assert (nightly["backoffLimit"], quickstart["backoffLimit"]) == (0, 3)
+    assert TOKEN_SECRET in json.dumps(nightly["rayClusterSpec"]["headGroupSpec"])
+    assert TOKEN_SECRET not in json.dumps(nightly["rayClusterSpec"]["workerGroupSpecs"])
+    assert TOKEN_SECRET not in json.dumps(nightly["submitterPodTemplate"])
+    assert nightly["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert TOKEN_SECRET not in json.dumps(quickstart)
+    (head,) = nightly["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert head["env"] == environment(), "what every other pod has"
+    elsewhere = spec("nightly.yaml", "deploy.address=https://ray.example.com", "deploy.token_file=/data/token")
+    assert TOKEN_SECRET not in json.dumps(elsewhere) and "head-svc" not in json.dumps(elsewhere)
+    assert elsewhere["backoffLimit"] == 0
+    own = spec("nightly.yaml", "deploy.address=http://other-head-svc:8265", f"deploy.token_file={TOKEN_FILE}")
+    assert TOKEN_SECRET in json.dumps(own["rayClusterSpec"]["headGroupSpec"])
+    (service,) = rendered(load_job(path), "", Wish(kind="service"))[0]
+    assert service["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token", "secretName": TOKEN_SECRET}
+    assert TOKEN_SECRET not in json.dumps(service["spec"]["rayClusterConfig"]["workerGroupSpecs"])
+
+
+def test_the_service_of_a_nightly_job_can_be_named() -> None:
+    path = ROOT / "jobs/nightly.yaml"
+
+    def entrypoint(service: str | None, *changes: str) -> str:
+        (job,) = rendered(load_job(path, changes), "", Wish(in_image="/app/x.yaml", service=service))[0]
+        return str(job["spec"]["entrypoint"])
+
+    assert "--set deploy.address=http://our-shop-head-svc:8265 " in entrypoint("our-shop")
+    assert "http://distft-shop-head-svc:8265 " in entrypoint(None, "deploy.state=s3://logs/shop/service/")
+    for state in ("deploy.state=null", "deploy.state=service", "deploy.state=s3://Logs/service"):
+        with pytest.raises(UsageError, match="--service NAME"):
+            entrypoint(None, state)
+    with pytest.raises(UsageError, match="--service is 'Shop'"):
+        entrypoint("Shop")
+    with pytest.raises(UsageError, match=r"names http://x:8265 itself"):
+        entrypoint("shop", "deploy.address=http://x:8265")
+    quickstart = load_job(ROOT / "jobs/quickstart.yaml")
+    with pytest.raises(UsageError, match="no stage deploy"):
+        rendered(quickstart, "", Wish(in_image="/app/x.yaml", service="shop"))
+    with pytest.raises(UsageError, match="--kind job or cron"):
+        rendered(quickstart, "", Wish(kind="service", service="shop"))
+
+
+def test_a_service_is_of_what_was_promoted_last_unless_a_bundle_is_named() -> None:
+    job = load_job(ROOT / "jobs/quickstart.yaml")
+    for bundle, expected in ((None, "/data/runs/quickstart/service"), ("s3://b/2/bundle", "s3://b/2/bundle")):
+        (service,) = rendered(job, "", Wish(kind="service", bundle=bundle))[0]
+        config = yaml.safe_load(service["spec"]["serveConfigV2"])
+        assert {one["args"]["bundle"] for one in config["applications"]} == {expected}
+        (states,) = {one["args"]["state"] for one in config["applications"] if "state" in one["args"]}
+        assert states == expected.rpartition("/")[0] + "/service"
+
+
+def test_a_path_that_yaml_would_read_otherwise_stays_a_path() -> None:
+    path = ROOT / "jobs/ml100k.yaml"
+    odd = "/logs/a: b #c.csv"
+    job = load_job(path, [f"data.events.0.path={json.dumps(odd[1:])}"])
+    (found,) = rendered(job, "", Wish(in_image="/app/x.yaml"))[0]
+    words = shlex.split(found["spec"]["entrypoint"])
+    assert load_job(path, [words[words.index("--set") + 1]]).data.events[0].model_dump()["path"] == f"/data{odd}"
 
 
 def test_items_of_a_service_are_refused() -> None:
