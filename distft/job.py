@@ -109,6 +109,13 @@ class Job(Section):
         return self
 
     @model_validator(mode="after")
+    def _item_vectors_can_be_stored(self) -> Job:
+        if self.model.retrieval == "pair" and self.serve.item_vectors != "fp32":
+            text = f"expected fp32: a model {self.model.kind} scores pairs, and has no vectors of items to store"
+            refuse([(("serve", "item_vectors"), text)])
+        return self
+
+    @model_validator(mode="after")
     def _labels_fit_the_loss(self) -> Job:
         judges, label = self.loss.judges, self.data.label
         mistakes: list[KeyMistake] = []

@@ -298,7 +298,9 @@ STAGES: dict[str, Stage] = {
         _tune_inputs,
         _tune,
     ),
-    "evaluate": Stage("report", "report", ("evaluate", "seed"), _report_inputs, _evaluate, derived=True),
+    "evaluate": Stage(
+        "report", "report", ("evaluate", "seed", "serve.item_vectors"), _report_inputs, _evaluate, derived=True
+    ),
     "export": Stage(
         "bundle", "bundle", ("name", "evaluate", "serve"), _export_inputs, _export, derived=True, on_ray=False
     ),

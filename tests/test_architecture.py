@@ -32,7 +32,7 @@ LEVELS: list[list[str]] = [
         "searchspace",
         "deepspeed_keys",
     ],
-    ["data", "models", "losses", "evaluate.metrics", "evaluate.pointwise", "topk", "ann"],
+    ["data", "models", "losses", "evaluate.metrics", "evaluate.pointwise", "topk", "item_vectors", "ann"],
     ["ranking"],
     ["train", "evaluate", "export", "report"],
     ["serve", "tune", "checkup", "plan", "submit"],

@@ -677,3 +677,8 @@ def test_a_table_is_sharded_only_where_no_worker_needs_all_of_it(sections, path,
 def test_a_sharded_table_goes_with_every_loss_that_asks_for_some_items(loss):
     section = parse_job(GOOD + f"model: {{{SHARDED}}}\nloss: {{kind: {loss}}}").model.item_table
     assert section.is_sharded and section.rule == "rowwise_adagrad"
+
+
+def test_a_model_of_pairs_has_no_item_vectors_to_store():
+    told = mistakes(GOOD + "model: {kind: mlp}\nloss: {kind: bce}\nserve: {item_vectors: int8}")
+    assert any("expected fp32: a model mlp scores pairs, and has no vectors of items" in line for line in told), told

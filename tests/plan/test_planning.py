@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -181,3 +183,9 @@ def test_a_table_that_fits_no_device_is_told_how_it_would() -> None:
         refuse(found)
     assert "placement: sharded" in caught.value.remedy
     check_fits(job_of(*SHARDED), None, None)
+
+
+def test_the_capacity_page_has_the_tables_of_its_script() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/capacity.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
