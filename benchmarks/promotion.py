@@ -115,9 +115,12 @@ def clients(port: int) -> Iterator[Clients]:
 def told(thread: Clients, versions: dict[str, str]) -> dict[str, Any]:
     """Counts by status and by the names of the models."""
     good = {name: sum(n for (_, v), n in thread.seen.items() if v == version) for name, version in versions.items()}
-    total = sum(thread.seen.values())
+    total, statuses = sum(thread.seen.values()), Counter[int]()
+    for (status, _), count in thread.seen.items():
+        statuses[status] += count
     return {
         "requests": total,
+        "statuses": {str(status): n for status, n in sorted(statuses.items())},
         "failed": total - sum(n for (status, _), n in thread.seen.items() if status == 200),
         "answered_by": good,
         "answered_by_others": sum(n for (status, _), n in thread.seen.items() if status == 200) - sum(good.values()),
