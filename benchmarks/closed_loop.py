@@ -91,7 +91,7 @@ def loop(folder: Path) -> dict[str, Any]:
         assert still == running.version
     # Judged last: nobody's choice depends on it.
     metrics = judged(folder)
-    model, before = metrics["model"], metrics["against"]["model"]
+    model, before = metrics["model"], metrics["against"]["metrics"]
     return {
         "new_items": len(new),
         "events_of_day_2": len(day2),
@@ -99,7 +99,7 @@ def loop(folder: Path) -> dict[str, Any]:
         "ndcg@10_of_the_nightly_model": model["ndcg@10"],
         "ndcg@10_of_the_model_of_day_1": before["ndcg@10"],
         "ratio": round(model["ndcg@10"] / before["ndcg@10"], 3),
-        "difference": metrics["against"]["difference"]["ndcg@10"],
+        "difference": metrics["against"]["differences"]["ndcg@10"],
         "seconds_of_the_night": round(night_s, 1),
         "promoted_with": night["deploy"]["checks"],
         "poisoned_day": {"refused": refused["message"], "checks": refused.get("failure", {}).get("checks")},
@@ -180,6 +180,8 @@ def judged(folder: Path) -> dict[str, Any]:
     job |= {"name": "day3", "storage": str(folder / "day3"), "data": data, "stages": ["prepare", "evaluate"]}
     for key in ("finetune", "deploy"):
         del job[key]
+    quickstart = YAML().load((ROOT / "jobs" / "quickstart.yaml").read_text())
+    job |= {key: quickstart[key] for key in ("model", "loss")}
     YAML().dump(job, folder / "day3.yaml")
     distft("prepare", str(folder / "day3.yaml"))
     bundles = [str(folder / name / "bundle") for name in ("night-2", "day1")]

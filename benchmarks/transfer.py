@@ -47,6 +47,7 @@ from distft.jobfile import dump_job, load_job, parse_job  # noqa: E402
 from distft.models.adapters import merged  # noqa: E402
 from distft.models.weights import fill, read_weights  # noqa: E402
 from distft.ranking import Ranker, excluded_items  # noqa: E402
+from distft.stages import Context  # noqa: E402
 from distft.storage import Storage  # noqa: E402
 from distft.train.base import find_base, inherited, keep  # noqa: E402
 from distft.train.loop import Loop  # noqa: E402
@@ -110,7 +111,7 @@ def train_base(case: Case, folder: Path, seed: int) -> None:
 
 def prepared(job: Job) -> None:
     """Brings the dataset of a job up to date, on an embedded Ray."""
-    pipeline.run(pipeline.Context(job, Storage(job.storage)), ("prepare",))
+    pipeline.run(Context(job, Storage(job.storage)), ("prepare",))
 
 
 def trained(job: Job, stage: str, name: str) -> dict[str, Any]:

@@ -69,6 +69,42 @@ class Section(BaseModel):
         return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
+class ItemTable(Section):
+    """Where the table with a row for each item lies while a model trains, and how it is updated there."""
+
+    placement: Literal["replicated", "sharded"] = Field(
+        "replicated",
+        description="replicated: a weight like any other, which ZeRO gathers whole; sharded: every worker holds its "
+        "share of the rows and only those that a step looks up are exchanged, for tables too large for one device",
+    )
+    optimizer: Literal["rowwise_adagrad", "adamw"] | None = Field(
+        None,
+        description="of a sharded table, on the rows that a step looked up; by default rowwise_adagrad, which keeps "
+        "one number a row, where adamw keeps two for each weight",
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="of a sharded table; by default train.learning_rate, whose schedule it follows"
+    )
+
+    @model_validator(mode="after")
+    def _only_a_sharded_one_has_its_own(self) -> ItemTable:
+        given = [key for key in ("optimizer", "learning_rate") if getattr(self, key) is not None]
+        if not self.is_sharded:
+            text = "this belongs to placement: sharded; a replicated table is trained by train.{key}"
+            refuse([((key,), text.format(key=key)) for key in given])
+        return self
+
+    @property
+    def is_sharded(self) -> bool:
+        """True where no worker holds all rows."""
+        return self.placement == "sharded"
+
+    @property
+    def rule(self) -> Literal["rowwise_adagrad", "adamw"]:
+        """The optimiser of a sharded table."""
+        return self.optimizer or "rowwise_adagrad"
+
+
 class ModelConfig(Section):
     """The ``model`` section; a subclass adds its own keys and builds its model."""
 
@@ -78,7 +114,11 @@ class ModelConfig(Section):
     uses_users: ClassVar[bool] = False
     """True for models that take the features of users (``Batch.user_codes_BK`` and ``user_numbers_BG``)."""
 
+    shards_items: ClassVar[bool] = False
+    """True for models that look their items up in an ``ItemEmbedding`` alone, whose table may be sharded."""
+
     max_history: int = Field(50, ge=1, le=10_000, description="events of a history that the model reads: the latest")
+    item_table: ItemTable = ItemTable()
 
     @property
     def has_own_scores(self) -> bool:
@@ -93,6 +133,7 @@ class ModelConfig(Section):
 class SequenceConfig(ModelConfig):
     """The keys that all models over a sequence of events share."""
 
+    shards_items: ClassVar[bool] = True
     dim: int = Field(64, ge=4, le=16_384, description="width of the embeddings and the blocks")
     num_blocks: int = Field(2, ge=1, le=256)
     dropout: float = Field(0.2, ge=0, lt=1)
@@ -117,6 +158,8 @@ class LossConfig(Section):
     """True if the loss counts what a model adds to the scores of single items (``Model.own_scores``)."""
     takes_pairs: ClassVar[bool] = True
     """False if the loss is for models alone that rank by the product of state and item vector."""
+    needs_all_items: ClassVar[bool] = False
+    """True if the loss asks for the vectors of all items, which no worker has where their table is sharded."""
 
     @property
     def judges(self) -> Literal["labels", "values"] | None:

@@ -1,9 +1,10 @@
 """Checkpoint → bundle: all that a server needs, in one folder that a person can open.
 
 Enters: the job, its dataset's encoder, the model's weights, the metrics if there are any. Leaves ``bundle/``:
-model.safetensors, encoder/, job.yaml, metrics.json, golden_requests.jsonl, MODEL_CARD.md, index/ where the catalogue
-is large, and the manifest that makes them a bundle. Surprising choice: the golden requests are answered here by the
-evaluator's own ranking code, so that a server that answers them alike is known to score like the evaluation.
+model.safetensors, encoder/, job.yaml, metrics.json, golden_requests.jsonl, MODEL_CARD.md, item_vectors.safetensors
+where they are stored in fewer bytes, index/ where the catalogue is large, and the manifest that makes them a bundle.
+Surprising choice: the golden requests are answered here by the evaluator's own ranking code, so that a server that
+answers them alike is known to score like the evaluation.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
+from distft import item_vectors
 from distft.data.encode import Encoder
 from distft.data.features import FeatureSpec
 from distft.data.histories import write_histories
 from distft.data.shards import TargetReader
 from distft.data.told import request_events
 from distft.data.users import Users
+from distft.evaluate.metrics import ranking_metrics
+from distft.item_vectors import ItemVectors
 from distft.job import Job
 from distft.jobfile import dump_job
 from distft.models.weights import fill
@@ -39,6 +43,9 @@ GOLDEN_K = 10
 INDEX_K = 10
 NUM_STATES = 500
 """States that the recall of an index is measured by."""
+NUM_MEASURED = 20_000
+"""Targets that the loss of stored vectors is measured by."""
+NDCG = f"ndcg@{INDEX_K}"
 
 
 def export(
@@ -53,9 +60,13 @@ def export(
     encoder = Encoder.of_dataset(dataset)
     model = job.model.build(encoder.catalog())
     fill(model, weights)
-    ranker = Ranker(model, job.model.max_history, encoder)
+    ranker = Ranker(model, job.model.max_history, encoder, None, job.serve.item_vectors)
     golden = golden_requests(job, dataset, encoder, ranker)
     index = index_of(job, dataset, ranker)
+    stored = ranker.vectors_ND if isinstance(ranker.vectors_ND, ItemVectors) else None
+    if stored is not None:
+        plain = Ranker(model, job.model.max_history, encoder)
+        metrics = {**(metrics or {}), "item_vectors": vectors_loss(job, dataset, encoder, (plain, ranker), stored)}
     with root.replacing("bundle") as bundle:
         tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
         bundle.write_bytes("model.safetensors", save(tensors, metadata={"format": "pt"}))
@@ -63,6 +74,8 @@ def export(
         for name in encoder_files.list():
             if name != MANIFEST:
                 bundle.write_bytes(f"encoder/{name}", encoder_files.read_bytes(name))
+        if stored is not None:
+            bundle.write_bytes(item_vectors.FILE, save(stored.tensors()))
         if index is not None:
             index.save(bundle)
         bundle.write_bytes("job.yaml", dump_job(job).encode())
@@ -116,8 +129,37 @@ def index_of(job: Job, dataset: Storage, ranker: Ranker) -> Index | None:
         for histories, _ in TargetReader(dataset, split, batch_size=NUM_STATES):
             scores = ranker.scores(histories)
             if isinstance(scores, DotScores):  # otherwise some have no history, and no state
-                return Index.build(vectors_ND, scores.x_BD, INDEX_K, job.serve.index_recall)
+                return Index.build(vectors_ND[:], scores.x_BD, INDEX_K, job.serve.index_recall)
     return None
+
+
+def vectors_loss(
+    job: Job, dataset: Storage, encoder: Encoder, rankers: tuple[Ranker, Ranker], stored: ItemVectors
+) -> dict[str, Any]:
+    """What ranking by the stored vectors costs: ndcg@10 of both ``rankers``, of which the first has the model's own.
+
+    Of the validation split, or the test's where there is none; of its first NUM_MEASURED targets, if there are more.
+    """
+    width = stored.codes_ND.shape[1]
+    told: dict[str, Any] = {
+        "stored": job.serve.item_vectors,
+        "bytes": stored.num_bytes,
+        "share_of_fp32_bytes": round(stored.num_bytes / (4 * len(stored) * width), 4),
+    }
+    split = "valid" if TargetReader(dataset, "valid").num_rows else "test"
+    found: list[list[NDArray[np.int64]]] = [[], []]
+    for histories, targets in TargetReader(dataset, split, batch_size=NUM_STATES):
+        excluded = excluded_items(histories, job.evaluate.exclude_seen, encoder.target_codes)
+        for ranks, ranker in zip(found, rankers, strict=True):
+            ranks.append(ranker.ranks(histories, targets.item, excluded))
+        if sum(len(part) for part in found[0]) >= NUM_MEASURED:
+            break
+    if not found[0]:
+        return told
+    own, quantised = (ranking_metrics(np.concatenate(ranks), [INDEX_K])[NDCG] for ranks in found)
+    loss = round(1 - quantised / own, 6) if own else 0.0
+    num_targets = sum(len(part) for part in found[0])
+    return told | {"split": split, "num_targets": num_targets, NDCG: quantised, f"fp32_{NDCG}": own, "loss": loss}
 
 
 def made_up_user(specs: Sequence[FeatureSpec], number: int) -> dict[str, str | float]:
@@ -164,6 +206,11 @@ def _model_card(job: Job, encoder: Encoder, model: torch.nn.Module, metrics: dic
         f"- **Personal data**: {_personal(job)}",
         "",
     ]
+    vectors = (metrics or {}).get("item_vectors")
+    if vectors and NDCG in vectors:
+        before, after = vectors[f"fp32_{NDCG}"], vectors[NDCG]
+        text = f"- **Item vectors**: {vectors['stored']}, which changes {NDCG} of the {vectors['split']} split from"
+        lines[-1:] = [f"{text} {before:.4f} to {after:.4f}.", ""]
     if metrics and metrics.get("model"):
         names = ["model", *metrics.get("baselines", {})]
         rows = {"model": metrics["model"], **metrics.get("baselines", {})}

@@ -90,6 +90,32 @@ class Job(Section):
         return self
 
     @model_validator(mode="after")
+    def _item_table_can_be_sharded(self) -> Job:
+        if not self.model.item_table.is_sharded:
+            return self
+        path, mistakes = ("model", "item_table", "placement"), list[KeyMistake]()
+        if not self.model.shards_items:
+            text = f"a model {self.model.kind} needs all of its tables on every worker: use replicated, or a model over"
+            mistakes.append((path, f"{text} the sequence of events, such as transformer"))
+        if self.loss.needs_all_items:
+            text = (
+                f"the loss {self.loss.kind} needs the vectors of all items on every worker, and this table is sharded"
+            )
+            mistakes.append((path, f"{text}: use a loss of sampled items, such as sampled_softmax, or replicated"))
+        if self.finetune is not None:
+            text = "a fine-tuning starts from the whole table of its base on every worker: use replicated, which the"
+            mistakes.append((path, f"{text} bundle of a model with a sharded table is as good for as any other"))
+        refuse(mistakes)
+        return self
+
+    @model_validator(mode="after")
+    def _item_vectors_can_be_stored(self) -> Job:
+        if self.model.retrieval == "pair" and self.serve.item_vectors != "fp32":
+            text = f"expected fp32: a model {self.model.kind} scores pairs, and has no vectors of items to store"
+            refuse([(("serve", "item_vectors"), text)])
+        return self
+
+    @model_validator(mode="after")
     def _labels_fit_the_loss(self) -> Job:
         judges, label = self.loss.judges, self.data.label
         mistakes: list[KeyMistake] = []

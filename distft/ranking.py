@@ -22,6 +22,7 @@ from torch.nn import functional
 from distft.data.collate import Side, history_batch
 from distft.data.encode import Encoder
 from distft.data.users import Users
+from distft.item_vectors import ItemVectors, Precision
 from distft.models.base import Model, OwnScores, last_states, states_once
 from distft.models.products import times_transposed
 from distft.models.threads import each
@@ -33,6 +34,9 @@ BATCH_ROWS = 512
 
 FEW_STATES = 2
 """So few are multiplied with many items by torch's usual product: three times as fast as oneDNN's."""
+
+STORED_ROWS = 4096
+"""Rows of stored vectors that are turned back into fp32 at once: for a cache, as they are read but once."""
 
 DIAGONAL_ROWS = 256
 """Rows of the square products whose diagonals are the targets' own scores."""
@@ -58,15 +62,21 @@ class DotScores:
     the model adds to single items.
     """
 
-    def __init__(self, x_BD: Tensor, vectors_ND: Tensor, own: OwnScores | None = None) -> None:
+    def __init__(self, x_BD: Tensor, vectors_ND: Tensor | ItemVectors, own: OwnScores | None = None) -> None:
         self.x_BD, self.vectors_ND, self.own = x_BD.contiguous(), vectors_ND, own
 
     def __call__(self, start: int, end: int) -> Tensor:
         """s_BC of the item rows start..end-1."""
-        vectors_CD = self.vectors_ND[start:end]
-        few = len(self.x_BD) <= FEW_STATES
-        s_BC = functional.linear(self.x_BD, vectors_CD) if few else times_transposed(self.x_BD, vectors_CD)
+        if isinstance(self.vectors_ND, ItemVectors):
+            cuts = [*range(start, max(start + 1, end), STORED_ROWS), end]
+            s_BC = torch.cat([self._products(low, high) for low, high in itertools.pairwise(cuts)], 1)
+        else:
+            s_BC = self._products(start, end)
         return s_BC if self.own is None else self.own.add_to(s_BC, start)
+
+    def _products(self, start: int, end: int) -> Tensor:
+        vectors_CD, few = self.vectors_ND[start:end], len(self.x_BD) <= FEW_STATES
+        return functional.linear(self.x_BD, vectors_CD) if few else times_transposed(self.x_BD, vectors_CD)
 
     def own_items(self, row: int) -> NDArray[np.int64]:
         """Item rows to whose scores the model adds something in one history."""
@@ -120,7 +130,7 @@ def ranks_by(scores: ScoreChunk, num_items: int, target_B: Tensor, excluded: lis
     return target_ranks(scores, num_items, target_B, excluded, expected_B)
 
 
-def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | None = None) -> ScoreChunk:
+def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | ItemVectors | None = None) -> ScoreChunk:
     """The score function of a model for the states ``x_BD`` after each history's last event.
 
     ``vectors_ND`` are those of all rows, if at hand.
@@ -140,11 +150,20 @@ def item_scores(model: Model, x_BD: Tensor, batch: Batch, vectors_ND: Tensor | N
     return pairs
 
 
-def scores_of_items(model: Model, x_BD: Tensor, items_BK: Tensor, batch: Batch) -> Tensor:
-    """s_BK: the scores of K items for the state after each history's last event."""
+def scores_of_items(
+    model: Model, x_BD: Tensor, items_BK: Tensor, batch: Batch, vectors_ND: Tensor | ItemVectors | None = None
+) -> Tensor:
+    """s_BK: the scores of K items for the state after each history's last event.
+
+    By ``vectors_ND`` where they are stored in fewer bytes, and are then not those that the model would compute.
+    """
     row_B = torch.arange(len(x_BD), device=x_BD.device)
     own = model.own_scores(x_BD, row_B, (batch.length_B - 1).clamp(min=0), batch)
-    s_BK = model.pair_scores(x_BD, items_BK, batch, row_B)
+    if isinstance(vectors_ND, ItemVectors):
+        v_BKD = vectors_ND[items_BK.reshape(-1)].view(*items_BK.shape, -1)
+        s_BK = torch.einsum("bd,bkd->bk", x_BD, v_BKD)
+    else:
+        s_BK = model.pair_scores(x_BD, items_BK, batch, row_B)
     return s_BK if own is None else s_BK + own.at(items_BK)
 
 
@@ -161,23 +180,38 @@ class Ranked:
     rows_BK: Tensor
 
 
+@torch.inference_mode()
+def _vectors(model: Model, item_vectors: Precision | ItemVectors) -> Tensor | ItemVectors | None:
+    """The vectors of all item rows as a ranker takes them; None for a model that has none."""
+    if model.retrieval != "dot" or isinstance(item_vectors, ItemVectors):
+        return item_vectors if isinstance(item_vectors, ItemVectors) else None
+    vectors_ND = model.item_vectors(torch.arange(model.num_items))
+    return vectors_ND if item_vectors == "fp32" else ItemVectors.of(vectors_ND, item_vectors)
+
+
 class Ranker:
     """A trained model in eval mode with the vectors of all its items computed once.
 
     A model knows nothing of a visitor without a history, whatever it was trained on: there the popularity list ranks,
-    in the evaluation as in the service. ``side``: what is known of the users; without it nothing is.
+    in the evaluation as in the service. ``side``: what is known of the users; without it nothing is. ``item_vectors``:
+    those that were stored, or how precisely they are to be.
     """
 
-    def __init__(self, model: Model, max_history: int, encoder: Encoder, side: Side | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        max_history: int,
+        encoder: Encoder,
+        side: Side | None = None,
+        item_vectors: Precision | ItemVectors = "fp32",
+    ) -> None:
         self.model = model.eval()
         self.side = side or Side.of(encoder, None)
         self.max_history = max_history
         self.has_clock = encoder.has_clock
         counts_N = np.asarray(encoder.counts, np.float64)
         self.popularity_N = torch.from_numpy((counts_N / max(1.0, counts_N.sum())).astype(np.float32))
-        with torch.inference_mode():
-            rows_N = torch.arange(model.num_items)
-            self.vectors_ND = model.item_vectors(rows_N) if model.retrieval == "dot" else None
+        self.vectors_ND = _vectors(model, item_vectors)
 
     @torch.inference_mode()
     def scores(self, histories: Histories, users: Users | None = None) -> ScoreChunk:
@@ -198,7 +232,8 @@ class Ranker:
         """What the model itself says of each history's target, also where the history is empty."""
         batch = history_batch(histories, self.max_history, self.has_clock, self.side)
         x_BD = last_states(states_once(self.model, batch), batch.length_B)
-        return np.asarray(target_scores(self.model, x_BD, torch.from_numpy(targets.astype(np.int64)), batch).double())
+        target_B1 = torch.from_numpy(targets.astype(np.int64))[:, None]
+        return np.asarray(scores_of_items(self.model, x_BD, target_B1, batch, self.vectors_ND)[:, 0].double())
 
     @torch.inference_mode()
     def scores_of_items(self, histories: Histories, row_K: NDArray[np.int64], users: Users | None = None) -> Tensor:
@@ -206,7 +241,8 @@ class Ranker:
         side = self.side if users is None else replace(self.side, users=users)
         batch = history_batch(histories, self.max_history, self.has_clock, side)
         x_BD = last_states(states_once(self.model, batch), batch.length_B)
-        return scores_of_items(self.model, x_BD, torch.from_numpy(row_K).expand(len(x_BD), -1), batch)
+        items_BK = torch.from_numpy(row_K).expand(len(x_BD), -1)
+        return scores_of_items(self.model, x_BD, items_BK, batch, self.vectors_ND)
 
     @torch.inference_mode()
     def top_k(

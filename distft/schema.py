@@ -122,6 +122,7 @@ class Catalog:
     Counts include the reserved rows (PAD and UNKNOWN); ``num_events`` includes PAD. ``counts``: training targets of
     each item row, int64[num_items]; None where nothing is known of them. ``user_features``: the columns of
     ``Batch.user_codes_BK``, then those of ``user_numbers_BG``. ``has_labels``: ``Batch.label_BL`` tells something.
+    ``has_item_table``: a model holds the table of items itself; otherwise it is given rows of it, as it needs them.
     """
 
     num_items: int
@@ -132,6 +133,7 @@ class Catalog:
     counts: NDArray[np.int64] | None = None
     user_features: tuple[UserFeature, ...] = ()
     has_labels: bool = False
+    has_item_table: bool = True
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from distft.storage import Storage
 
 if TYPE_CHECKING:
     from distft.job import Job
-    from distft.pipeline import Watcher
+    from distft.stages import Watcher
 
 LOG_EVERY_S = 5.0
 MAX_TRIALS_SHOWN = 12
@@ -71,7 +71,7 @@ class Terminal:
     @contextmanager
     def watching(self, what: str = "") -> Iterator[Watcher]:
         """A watcher whose progress is shown on stderr while the block runs; ``what`` is said before it."""
-        from distft.pipeline import Watcher
+        from distft.stages import Watcher
 
         width = self.err.width
         columns = (

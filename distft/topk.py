@@ -82,7 +82,7 @@ def target_ranks(
         scores = lambda start, end: s_BN  # noqa: E731
     ruled_out = _Exclusions.of(excluded)
     known_B = (target_B >= NUM_RESERVED) & (target_B < num_items)
-    own_B = _own_scores(scores, spans, target_B) if expected_B is None else _ordered(expected_B.float())
+    own_B = _own_scores(scores, spans, target_B) if expected_B is None else ordered(expected_B.float())
     own_B = own_B.masked_fill(~known_B, -torch.inf)
     rank_B, found_B = _places(scores, spans, target_B, own_B, ruled_out)
     if not torch.equal(found_B, own_B):
@@ -118,7 +118,7 @@ def _places(
     own_P = own_B[row_P]
     better_P = (s_P > own_P) | ((s_P == own_P) & (item_P < target_B[row_P]))
     rank_B.index_add_(0, row_P, better_P.long(), alpha=-1)
-    return rank_B, _ordered(around_BC.gather(1, column_B1)[:, 0])
+    return rank_B, ordered(around_BC.gather(1, column_B1)[:, 0])
 
 
 def _own_scores(scores: ScoreChunk, spans: Sequence[tuple[int, int]], target_B: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def _own_scores(scores: ScoreChunk, spans: Sequence[tuple[int, int]], target_B: 
     for (start, end), here_H in zip(spans, _whose(target_B, spans), strict=True):
         if len(here_H):
             own_B[here_H] = scores(start, end).float()[here_H, target_B[here_H] - start]
-    return _ordered(own_B)
+    return ordered(own_B)
 
 
 def _whose(target_B: Tensor, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -168,7 +168,7 @@ def _spans(num_items: int, batch_size: int, device: torch.device) -> list[tuple[
     return [(start, min(start + width, num_items)) for start in range(NUM_RESERVED, num_items, width)]
 
 
-def _ordered(s: Tensor) -> Tensor:
+def ordered(s: Tensor) -> Tensor:
     """The scores with -inf for a NaN, which would compare false with everything and so come first."""
     return torch.nan_to_num(s, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
@@ -181,7 +181,7 @@ def _chunks(
     for (start, end), place_P in zip(spans, _Exclusions.of(excluded).places(spans, cpu), strict=True):
         s_BC = scores(start, end).float()
         if bool(s_BC.sum().isnan()):  # of infinities too, which stay as they are
-            s_BC = _ordered(s_BC)
+            s_BC = ordered(s_BC)
         if len(place_P):
             s_BC = s_BC.clone(memory_format=torch.contiguous_format)
             s_BC.view(-1).index_fill_(0, place_P.to(s_BC.device), -torch.inf)

@@ -10,21 +10,25 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from typer.testing import CliRunner
 
 from distft.cli.main import app
 from distft.data.encode import Encoder
+from distft.data.shards import TargetReader
 from distft.errors import ArtefactError
 from distft.export import golden_requests
+from distft.item_vectors import ItemVectors
 from distft.job import Job
 from distft.jobfile import dump_job
 from distft.models.mlp.config import Config as MLPConfig
 from distft.models.weights import MODEL_PREFIX, read_weights
-from distft.pipeline import Context, run
+from distft.pipeline import run
 from distft.ranking import Ranker
 from distft.sections.serve import Serve
 from distft.serve.golden import FILE, first_difference, read_golden
 from distft.serve.predictor import Predictor
+from distft.stages import Context
 from distft.storage import Storage
 from distft.train.loop import Loop
 from tests.data import logs
@@ -145,3 +149,58 @@ def test_golden_requests_tell_made_up_users_where_the_model_takes_their_features
     ranker = Ranker(plain.model.build(encoder.catalog()), 20, encoder)
     without = golden_requests(plain, dataset, encoder, ranker)
     assert not any("user" in one["request"] for one in without)
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.5), ("int8", (16 + 4) / 64)])
+def test_stored_item_vectors_are_what_is_ranked_by_and_what_they_cost_is_told(
+    precision: Any, share: float, tmp_path: Path
+) -> None:
+    (job,) = make_jobs(tmp_path, [(2, "fp32")])
+    job = job.model_copy(update={"serve": Serve(item_vectors=precision)})
+    run_ranks(1, trained_all, [job])
+    run(Context(job, Storage(job.storage)), ("export",))
+    bundle, dataset = Storage(job.storage) / "bundle", Storage(job.storage) / "dataset"
+    told = bundle.read_json("metrics.json")["item_vectors"]
+    assert (told["stored"], told["split"], told["num_targets"]) == (precision, "valid", 64)
+    assert told["share_of_fp32_bytes"] == pytest.approx(share, abs=1e-4) and told["bytes"] == share * 4 * 14 * 16
+    assert told["ndcg@10"] == pytest.approx(told["fp32_ndcg@10"], rel=0.1) and told["fp32_ndcg@10"] > 0
+    assert f"- **Item vectors**: {precision}" in (bundle.path / "MODEL_CARD.md").read_text()
+    predictor = Predictor.load(bundle)
+    golden = read_golden(bundle, 10)
+    assert first_difference(predictor, golden) is None
+    model = predictor.ranker.model
+    evaluator = Ranker(model, job.model.max_history, predictor.encoder, None, job.serve.item_vectors)
+    plain = Ranker(model, job.model.max_history, predictor.encoder)
+    for histories, targets in TargetReader(dataset, "valid"):
+        lists = [ranker.top_k(histories, 10, None) for ranker in (predictor.ranker, evaluator, plain)]
+        assert torch.equal(lists[0].scores_BK, lists[1].scores_BK) and torch.equal(lists[0].rows_BK, lists[1].rows_BK)
+        assert not torch.equal(lists[0].scores_BK, lists[2].scores_BK)
+        torch.testing.assert_close(lists[0].scores_BK, lists[2].scores_BK, atol=0.05, rtol=0)
+        own = torch.from_numpy(predictor.ranker.target_scores(histories, targets.item))
+        listed = predictor.ranker.scores_of_items(histories, targets.item[:1].astype("int64"))
+        assert float(listed[0, 0]) == pytest.approx(float(own[0]), abs=1e-6)
+        chunk = predictor.ranker.scores(histories)(0, 14)
+        torch.testing.assert_close(own.float(), chunk.gather(1, torch.from_numpy(targets.item).long()[:, None])[:, 0])
+    unquantised = Predictor(job, predictor.encoder, plain, "version")
+    assert first_difference(unquantised, golden) is not None, "the golden requests are of the stored vectors"
+
+
+def test_the_stored_vectors_are_read_and_not_made_again(tmp_path: Path) -> None:
+    (job,) = make_jobs(tmp_path, [(2, "fp32")])
+    job = job.model_copy(update={"serve": Serve(item_vectors="int8", index_above_items=11, index_recall=0.9)})
+    run_ranks(1, trained_all, [job])
+    run(Context(job, Storage(job.storage)), ("export",))
+    bundle = Storage(job.storage) / "bundle"
+    assert first_difference(Predictor.load(bundle), read_golden(bundle, 10)) is None  # also from the index
+    tensors = load(bundle.read_bytes("item_vectors.safetensors"))
+    tensors["codes"] = -tensors["codes"]
+    bundle.write_bytes("item_vectors.safetensors", save(tensors))
+    with pytest.raises(ArtefactError, match=r"item_vectors\.safetensors"):
+        Predictor.load(bundle)
+    turned = Predictor.load(bundle, verify=False)
+    assert torch.equal(turned.ranker.vectors_ND[:], -ItemVectors.of(plain_vectors(turned), "int8")[:])
+
+
+def plain_vectors(predictor: Predictor) -> torch.Tensor:
+    with torch.inference_mode():
+        return predictor.ranker.model.item_vectors(torch.arange(14))

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distft.pipeline import STAGES
+from distft.stages import STAGES
 from distft.storage import Storage
 from tests.test_pipeline import SMALL
 

@@ -648,3 +648,37 @@ def test_a_model_of_pairs_takes_a_loss_of_pairs_and_weights_that_every_worker_ho
     (line,) = mistakes(pair % ("bce", 3))[1:]
     assert "train.zero.stage: 3: expected 0, 1 or 2" in line
     parse_job(pair % ("bce", 2))
+
+
+SHARDED = "item_table: {placement: sharded}"
+
+
+@pytest.mark.parametrize(
+    ("sections", "path", "expected"),
+    [
+        (f"model: {{{SHARDED}}}", "placement", "the loss softmax needs the vectors of all items on every worker"),
+        (f"model: {{{SHARDED}}}", "placement", "use a loss of sampled items, such as sampled_softmax, or replicated"),
+        (f"model: {{kind: mlp, {SHARDED}}}\nloss: {{kind: bce}}", "placement", "such as transformer"),
+        (
+            f"model: {{{SHARDED}}}\nloss: {{kind: gbce}}\nfinetune: {{from: runs/base}}",
+            "placement",
+            "a fine-tuning starts from the whole table of its base on every worker: use replicated",
+        ),
+        ("model: {item_table: {optimizer: adamw}}", "optimizer", "this belongs to placement: sharded"),
+        ("model: {item_table: {learning_rate: 0.1}}", "learning_rate", "is trained by train.learning_rate"),
+    ],
+)
+def test_a_table_is_sharded_only_where_no_worker_needs_all_of_it(sections, path, expected):
+    told = mistakes(GOOD + sections)
+    assert any(f"model.item_table.{path}: " in line and expected in line for line in told), told
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "gbce", "bce", "adversarial"])
+def test_a_sharded_table_goes_with_every_loss_that_asks_for_some_items(loss):
+    section = parse_job(GOOD + f"model: {{{SHARDED}}}\nloss: {{kind: {loss}}}").model.item_table
+    assert section.is_sharded and section.rule == "rowwise_adagrad"
+
+
+def test_a_model_of_pairs_has_no_item_vectors_to_store():
+    told = mistakes(GOOD + "model: {kind: mlp}\nloss: {kind: bce}\nserve: {item_vectors: int8}")
+    assert any("expected fp32: a model mlp scores pairs, and has no vectors of items" in line for line in told), told

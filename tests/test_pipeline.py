@@ -19,7 +19,7 @@ from distft.job import Job
 from distft.jobfile import dump_job, load_job, parse_job
 from distft.lock import locked
 from distft.models.weights import fill, read_weights
-from distft.pipeline import STAGES, Context, Watcher, based, fingerprint, replay, run, trained
+from distft.pipeline import based, fingerprint, replay, run
 from distft.promotions import Attempt, note
 from distft.ranking import Ranker, excluded_items
 from distft.report.data import render
@@ -28,6 +28,7 @@ from distft.serve.api import build_api
 from distft.serve.golden import first_difference, read_golden
 from distft.serve.histories import Histories, Keeping
 from distft.serve.predictor import Predictor, Query
+from distft.stages import STAGES, Context, Watcher, trained
 from distft.storage import Storage
 from tests.serve.over_http import over_http
 from tests.serve.test_api import InProcess

@@ -69,7 +69,8 @@ def data_forget(
     """Drop one user from a job's dataset, and say what must be made again."""
     with session(json) as terminal:
         loaded = load(job, set_, storage)
-        from distft.pipeline import Context, forget
+        from distft.pipeline import forget
+        from distft.stages import Context
         from distft.storage import Storage
 
         forgotten = forget(Context(loaded, Storage(loaded.storage)), user)

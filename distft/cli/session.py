@@ -99,7 +99,8 @@ def run_stages(  # noqa: PLR0913  what a verb may be asked for
 ) -> dict[str, dict[str, Any]]:
     """Runs stages of a job, and gives what each found."""
     from distft import cluster
-    from distft.pipeline import Context, run
+    from distft.pipeline import run
+    from distft.stages import Context
     from distft.storage import Storage
 
     storage = Storage(job.storage)

@@ -129,7 +129,8 @@ def evaluate(  # noqa: PLR0913  one parameter an option
 
 def _replay(terminal: Terminal, job: Any, url: str, from_: str | None, files: tuple[str | None, str | None]) -> None:
     from distft.errors import ServingError
-    from distft.pipeline import Context, replay
+    from distft.pipeline import replay
+    from distft.stages import Context
     from distft.storage import Storage
 
     key_file, ca_file = files

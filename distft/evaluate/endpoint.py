@@ -159,7 +159,9 @@ def replay(
     encoder = Encoder.of_dataset(dataset)
     model = job.model.build(encoder.catalog())
     fill(model, read_weights(weights))
-    comparison = _Comparison(job, encoder, Ranker(model, job.model.max_history, encoder), max(ks))
+    comparison = _Comparison(
+        job, encoder, Ranker(model, job.model.max_history, encoder, None, job.serve.item_vectors), max(ks)
+    )
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         for histories, targets in reader:
             asked = ({"history": request_events(encoder, histories, i), "k": max(ks)} for i in range(len(histories)))

@@ -130,7 +130,7 @@ class Scorer:
         model = job.model.build(self.encoder.catalog())
         fill(model, read_weights(weights))
         side = Side.of(self.encoder, dataset if job.model.uses_users else None)
-        self.ranker = Ranker(model, job.model.max_history, self.encoder, side)
+        self.ranker = Ranker(model, job.model.max_history, self.encoder, side, job.serve.item_vectors)
         oracles = [oracle for source in job.data.events if (oracle := source.open().oracle())]
         self.oracle = oracles[0] if len(oracles) == len(job.data.events) == 1 else None
         self.rival = Rival(rival, self.encoder) if rival else None

@@ -15,6 +15,7 @@ from distft.data import ragged
 from distft.data.encode import NO_TIME, UNKNOWN_WORD, Encoder, RawEvent
 from distft.data.shards import Targets
 from distft.errors import ArtefactError
+from distft.item_vectors import stored_vectors
 from distft.jobfile import parse_job
 from distft.models.weights import fill, read_weights
 from distft.ranking import ExcludeSeen, Ranker, excluded_items
@@ -29,7 +30,8 @@ class Rival:
 
     def __init__(self, bundle: Storage, encoder: Encoder) -> None:
         """``encoder``: of the dataset. Raises ArtefactError if ``bundle`` is no whole bundle, or shares no item."""
-        self.version = bundle.verified("bundle").sha256[:VERSION_CHARS]
+        manifest = bundle.verified("bundle")
+        self.version = manifest.sha256[:VERSION_CHARS]
         job = parse_job(bundle.read_bytes("job.yaml").decode(), f"{bundle.uri}/job.yaml")
         self.name = job.name
         self._ours, self._theirs = encoder, Encoder.load(bundle / "encoder")
@@ -40,7 +42,7 @@ class Rival:
             raise _nothing_common(bundle, "item of this dataset", len(rows_N) - NUM_RESERVED)
         model = job.model.build(self._theirs.catalog())
         fill(model, read_weights(bundle))
-        self._ranker = Ranker(model, job.model.max_history, self._theirs)
+        self._ranker = Ranker(model, job.model.max_history, self._theirs, None, stored_vectors(bundle, manifest))
 
     def targets(self, item_B: NDArray[np.int32]) -> NDArray[np.int32]:
         """The bundle's rows of item rows of the dataset; UNKNOWN for what one of the two does not know."""

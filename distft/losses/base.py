@@ -30,6 +30,13 @@ class Loss(nn.Module):
         """(loss_sum: fp32 scalar, count: int64 scalar) over the positions of ``batch`` that have a target."""
         raise NotImplementedError
 
+    def item_rows(self, batch: Batch) -> Tensor:
+        """The item rows whose vectors ``forward`` asks for, int64 [N], some perhaps several times.
+
+        Known from the batch alone, so that they can be looked up before anything is computed. By default the targets.
+        """
+        return batch.target_BL[batch.target_BL != PAD]
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -44,7 +51,7 @@ class Wanted:
     @classmethod
     def of(cls, x_BLD: Tensor, batch: Batch) -> Wanted:
         """Those of a batch, row after row."""
-        row_M, position_M = (batch.target_BL != PAD).nonzero(as_tuple=True)
+        row_M, position_M = target_places(batch)
         index_M = row_M * batch.target_BL.shape[1] + position_M
         x_MD = states_at(x_BLD, row_M, position_M)
         return cls(
@@ -55,3 +62,9 @@ class Wanted:
     def count(self) -> Tensor:
         """How many there are: int64 scalar."""
         return self.target_M.new_tensor(len(self.target_M))
+
+
+def target_places(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(row_M, position_M) of the positions with a target, row after row."""
+    row_M, position_M = (batch.target_BL != PAD).nonzero(as_tuple=True)
+    return row_M, position_M

@@ -35,7 +35,7 @@ def against_negatives(
     """The loss above, summed over the positions with a target; the target's probability is taken ** ``exponent``."""
     offset = prior(config.num_negatives, exponent)
     if not config.negatives_shared:
-        items_MK = sampler.for_each(batch, wanted, config.num_negatives)
+        items_MK = sampler.for_each(batch, config.num_negatives)
         own_M, others = _over_own(model, wanted, items_MK, torch.ones_like(items_MK), batch, config.max_logits, offset)
     else:
         items_U, count_U = distinct(sampler.for_step(batch, config.num_negatives), model.num_items)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from distft.losses.base import Wanted
+from distft.losses.negatives import MANY_ITEMS
 from distft.models.base import Model
 from distft.schema import Batch
 
@@ -28,6 +29,10 @@ PAIR_POSITIONS = 16_384
 
 def vectors_once(model: Model, *asked: Tensor) -> tuple[Tensor, ...]:
     """(v_UD, …): the vectors of all item rows that are ``asked`` for, each once, and the place of each row asked."""
+    if model.num_items > MANY_ITEMS:
+        rows_U, place = torch.unique(torch.cat([items.flatten() for items in asked]), return_inverse=True)
+        parts = torch.split(place, [items.numel() for items in asked])
+        return model.item_vectors(rows_U), *(part.view_as(items) for part, items in zip(parts, asked, strict=True))
     used_V = torch.zeros(model.num_items, dtype=torch.bool, device=asked[0].device)
     for items in asked:
         used_V[items] = True

@@ -6,6 +6,7 @@ head.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from distft.models.attention import attend
 from distft.models.dropout import dropout
+from distft.models.looked_up import LookedUp
 from distft.models.packing import Packing
 from distft.models.products import Linear
 from distft.schema import NUM_GAP_BUCKETS, PAD, Batch, Catalog
@@ -33,7 +35,8 @@ class ItemEmbedding(nn.Module):
 
     def __init__(self, catalog: Catalog, dim: int, features: bool) -> None:
         super().__init__()
-        self.items = nn.Embedding(catalog.num_items, dim, padding_idx=PAD)
+        table = partial(nn.Embedding, padding_idx=PAD) if catalog.has_item_table else LookedUp
+        self.items: nn.Module = table(catalog.num_items, dim)
         used = catalog.features if features else ()
         categories = [f for f in used if f.codes is not None]
         numbers = [f for f in used if f.values is not None]

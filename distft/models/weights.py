@@ -131,23 +131,44 @@ def read_slices(
             yield key, int(rank["offsets"][name]), values
 
 
-def assemble(storage: Storage, manifest: Manifest, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Every parameter and buffer, whole. Raises ArtefactError where slices leave a gap."""
+def assemble(storage: Storage, manifest: Manifest, state: Mapping[str, Any], tables: bool = True) -> dict[str, Tensor]:
+    """Every parameter and buffer, whole; not those of sharded tables without ``tables``.
+
+    Raises ArtefactError where slices leave a gap.
+    """
     flat: dict[str, Tensor] = {}
-    filled = dict.fromkeys(state["shapes"], 0)
+    table = state.get("table")
+    wanted = {name: shape for name, shape in state["shapes"].items() if tables or not table or name != table["name"]}
+    filled = dict.fromkeys(wanted, 0)
     for name, offset, values in read_slices(storage, manifest, state, "weights"):
         if name not in flat:
-            flat[name] = torch.empty(math.prod(state["shapes"][name]), dtype=values.dtype)
+            flat[name] = torch.empty(math.prod(wanted[name]), dtype=values.dtype)
         flat[name][offset : offset + values.numel()] = values
         filled[name] += values.numel()
-    for name, shape in state["shapes"].items():
+    if table and tables:
+        name, shape = table["name"], wanted[table["name"]]
+        flat[name] = torch.empty(math.prod(shape))
+        for file, first, step in table_files(state, "table"):
+            values = load(read_verified(storage, manifest, file))["weight"]
+            flat[name].view(shape)[first::step] = values
+            filled[name] += values.numel()
+    for name, shape in wanted.items():
         if filled[name] != math.prod(shape):
             raise ArtefactError(
                 f"{storage} holds {filled[name]} of the {math.prod(shape)} elements of {name}",
                 "every element once",
                 "Use another checkpoint.",
             )
-    return {name: flat[name].view(shape) for name, shape in state["shapes"].items() if name in flat}
+    return {name: flat[name].view(shape) for name, shape in wanted.items() if name in flat}
+
+
+def table_files(state: Mapping[str, Any], part: str) -> list[tuple[str, int, int]]:
+    """(file, first, step) of every rank's rows of a sharded table: the rows first, first + step, first + 2 step, ...
+
+    ``part``: "table", in whose files they are "weight" [n, D], or "optimizer-table", with the state of the same rows.
+    """
+    ranks = [rank for rank in state["ranks"] if rank.get(part)]
+    return [(rank[part], int(rank["rows"]["first"]), int(rank["rows"]["step"])) for rank in ranks]
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ that needs more than there is never fits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,16 @@ def surely_fits(job: Job, catalog: Catalog, room: int) -> bool:
 
     A pass keeps at most SPARE numbers a position for each output of each layer, and scores of pairs of positions.
     """
+    sharded = job.model.item_table.is_sharded
     with torch.device("meta"):
-        model = job.model.build(catalog)
+        model = job.model.build(replace(catalog, has_item_table=not sharded))
     shapes = [one.shape for one in model.parameters()]
     positions = max(job.train.max_tokens_per_micro_batch, job.model.max_history)
     outputs = sum(max(shape) for shape in shapes if catalog.num_items not in shape)
     pairs = job.model.max_history * int(getattr(job.model, "num_heads", 1)) * int(getattr(job.model, "num_blocks", 1))
     scores = int(getattr(job.loss, "max_logits", 0)) + int(getattr(job.loss, "num_negatives", 1)) * positions
-    state = STATE_BYTES * sum(one.numel() for one in model.parameters())
+    rows = -(-catalog.num_items // job.scaling.worker_range[0]) if sharded else 0
+    state = STATE_BYTES * (sum(one.numel() for one in model.parameters()) + rows * model.state_dim)
     return 2 * (PROCESS_BYTES + state + 4 * SPARE * (positions * (outputs + pairs) + scores)) < room
 
 
@@ -142,6 +145,11 @@ def rows(found: Plan, calibration: Calibration | str) -> list[tuple[str, str]]:
         ("training rows", f"{gigabytes(found.dataset_bytes)} in each worker"),
         ("checkpoint", gigabytes(found.checkpoint_bytes)),
     ]
+    if measured.table is not None:
+        wanted, table = found.wanted, measured.table
+        held, state = (gigabytes(wanted.memory.part(part)) for part in ("table", "table_state"))
+        told = f"{held} of rows and {state} of their state in each of {wanted.num_workers} workers"
+        lines.insert(2, ("sharded table", f"{told}, {table.looked_up:,} rows looked up in a step"))
     if isinstance(calibration, str):
         return [*lines, ("time", calibration)]
     write_s = found.checkpoint_bytes / calibration.write_bytes_per_s
@@ -152,7 +160,8 @@ def rows(found: Plan, calibration: Calibration | str) -> list[tuple[str, str]]:
 
 HEADINGS = {
     "parameters": "weights", "master": "fp32", "moments": "moments", "gradients": "grads", "buckets": "buckets",
-    "gathered": "gathered", "computing": "pass", "snapshot": "copy",
+    "gathered": "gathered", "computing": "pass", "snapshot": "copy", "table": "table", "table_state": "its state",
+    "looked_up": "looked up",
 }  # fmt: skip
 
 
@@ -160,9 +169,10 @@ def settings_text(found: Plan) -> str:
     """A line of numbers for each setting, in GB; the job's own, the cheapest and those that do not fit are marked."""
     most = max(one.device_bytes for one in found.settings)
     unit, name = (1e9, "GB") if most >= 1e10 else (1e6, "MB")
-    lines = [("ZeRO", *HEADINGS.values(), "device", "host", "")]
+    shown = [part for part in HEADINGS if found.measured.table or part not in ("table", "table_state", "looked_up")]
+    lines = [("ZeRO", *(HEADINGS[part] for part in shown), "device", "host", "")]
     for one in found.settings:
-        parts = [f"{one.memory.part(part) / unit:,.1f}" if one.memory.part(part) else "-" for part in HEADINGS]
+        parts = [f"{one.memory.part(part) / unit:,.1f}" if one.memory.part(part) else "-" for part in shown]
         marks = [] if one.fits(found.available_bytes) else ["does not fit"]
         marks += ["the job's"] if (one.stage, one.offload) == (found.wanted.stage, found.wanted.offload) else []
         marks += ["cheapest"] if one == found.cheapest and found.available_bytes is not None else []

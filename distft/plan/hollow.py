@@ -69,7 +69,11 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def ignore(self, module: nn.Module) -> None:
         """Leaves the parameters and buffers of a module out of the count."""
         for tensor in (*module.parameters(), *module.buffers()):
-            self._known[_storage(tensor)._cdata] = None
+            self.leave_out(tensor)
+
+    def leave_out(self, tensor: Tensor) -> None:
+        """Leaves one tensor out of the count."""
+        self._known[_storage(tensor)._cdata] = None
 
     def most_since(self) -> tuple[int, int]:
         """The most bytes in small and in large tensors since this was asked before."""

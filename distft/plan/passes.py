@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,14 @@ from distft.data.collate import train_batch
 from distft.job import Job
 from distft.losses.chunks import only_different
 from distft.models.base import Model
+from distft.models.looked_up import LookedUp
 from distft.plan.hollow import Count, Hollow, hollowed
-from distft.schema import NUM_RESERVED, Batch, Catalog, Histories
+from distft.schema import NUM_RESERVED, PAD, Batch, Catalog, Histories
+from distft.train.settings import DTYPES
 from distft.train.step import Step
 
 PHASES = ("forward", "loss", "blocks", "embeddings")
 """Of a pass: when what is computed is used for the last time differs, so the peak of each is extrapolated by itself."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Peak = dict[str, tuple[float, float]]
 """Phase → (bytes in small tensors, bytes in large ones), see ``hollow.SMALL_BYTES``."""
 
@@ -44,13 +45,30 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of items that is shared out among the workers: its whole size, and what of it a step looks up.
+
+    ``state_numbers``: what the optimiser keeps for a row. ``looked_up``: distinct rows of a worker's step at the most.
+    """
+
+    rows: int
+    dim: int
+    state_numbers: int
+    looked_up: int
+
+    def held(self, num_workers: int) -> int:
+        """Rows of one worker."""
+        return -(-self.rows // num_workers)
+
+
+@dataclass(frozen=True)
 class Measured:
     """What a job's module is made of, and what its passes need.
 
     ``buffer_bytes``: of tables that do not train and are no weights. ``activation_bytes``: what a forward pass leaves
     for the backward pass. ``pass_small_bytes`` and ``pass_large_bytes``: the peak of a whole pass, gradients being
     handed on as soon as they are there; of all tensors together it is ``pass_bytes``. ``logits_bytes``: the most that
-    the loss's chunk of scores takes of it.
+    the loss's chunk of scores takes of it. ``table``: of items, where it is none of the ``parameters``.
     """
 
     parameters: tuple[Parameter, ...]
@@ -62,6 +80,7 @@ class Measured:
     logits_bytes: int
     rows: int
     length: int
+    table: Table | None = None
 
     @property
     def num_trained(self) -> int:
@@ -101,7 +120,30 @@ def measured(job: Job, catalog: Catalog, num_workers: int, frozen: frozenset[str
         logits_bytes=_logits_bytes(job, catalog, rows * length),
         rows=rows,
         length=length,
+        table=_table(job, catalog, whole, (rows, length), -(-share // rows)),
     )
+
+
+def _table(job: Job, catalog: Catalog, module: Step, shape: tuple[int, int], num_micro_batches: int) -> Table | None:
+    """The sharded table of a job, if it has one."""
+    lookup = _lookup(module)
+    if lookup is None:
+        return None
+    distinct = len(_rows(module, full_batch(shape, catalog)))
+    numbers = 1 if job.model.item_table.rule == "rowwise_adagrad" else 2 * lookup.embedding_dim
+    looked_up = min(catalog.num_items, distinct * num_micro_batches)
+    return Table(catalog.num_items, lookup.embedding_dim, numbers, looked_up)
+
+
+def _lookup(module: Step) -> LookedUp | None:
+    return next((one for one in module.modules() if isinstance(one, LookedUp)), None)
+
+
+def _rows(module: Step, batch: Batch) -> torch.Tensor:
+    """The distinct item rows, PAD among them, that a forward pass asks for, ascending."""
+    asked = torch.cat([batch.item_BL.flatten(), module.loss.item_rows(batch)])
+    rows: torch.Tensor = torch.unique(torch.cat([asked.new_full((1,), PAD), asked]))
+    return rows
 
 
 def _further(one: tuple[float, float], two: tuple[float, float], more: int) -> tuple[float, float]:
@@ -117,6 +159,7 @@ def _with_blocks(job: Job, num_blocks: int) -> Job:
 
 def _module(job: Job, catalog: Catalog, frozen: frozenset[str]) -> Step:
     """Model and loss, the model's parameters on the meta device."""
+    catalog = replace(catalog, has_item_table=not job.model.item_table.is_sharded)
     with torch.device("meta"):
         model = job.model.build(catalog)
     for name, parameter in model.named_parameters():
@@ -124,6 +167,9 @@ def _module(job: Job, catalog: Catalog, frozen: frozenset[str]) -> Step:
     module = Step(model, job.loss.build(catalog, model.state_dim))
     model.recompute = job.train.activation_checkpointing
     dtype = DTYPES[job.train.precision]
+    lookup = _lookup(module)
+    if lookup is not None:
+        lookup.dtype = dtype
     return module if dtype == torch.float32 else module.to(dtype)
 
 
@@ -151,6 +197,13 @@ def _passed(job: Job, catalog: Catalog, frozen: frozenset[str], shape: tuple[int
         if one.requires_grad:
             one.register_post_accumulate_grad_hook(phases.arrived(name in blocks))  # type: ignore[no-untyped-call]
     batch = full_batch(shape, catalog)
+    lookup = _lookup(module)
+    if lookup is not None:
+        rows = _rows(module, batch)
+        leaf = Hollow(torch.empty(len(rows), lookup.embedding_dim, device="meta")).requires_grad_()
+        leaf.register_post_accumulate_grad_hook(phases.arrived(False))  # type: ignore[no-untyped-call]
+        count.leave_out(leaf)
+        lookup.hold(rows, leaf)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so that all is computed here, where it is counted
     try:

@@ -101,6 +101,7 @@ class Plan:
             "parameters": found.num_trained + found.num_frozen,
             "trained_parameters": found.num_trained,
             "item_table_bytes": self.item_table_bytes,
+            "item_table": self._table(),
             "largest_layer_bytes": 4 * largest_layer(found),
             "activation_bytes": found.activation_bytes,
             "micro_batch_bytes": found.pass_bytes,
@@ -114,8 +115,20 @@ class Plan:
 
     @property
     def item_table_bytes(self) -> int:
-        """fp32 bytes of the tables that have a row for each item."""
-        return 4 * sum(one.numel for one in self.measured.parameters if self._is_table(one.numel, one.name))
+        """fp32 bytes of the tables that have a row for each item, a sharded one whole."""
+        sharded = self.measured.table
+        return (4 * sharded.dim * sharded.rows if sharded else 0) + 4 * sum(
+            one.numel for one in self.measured.parameters if self._is_table(one.numel, one.name)
+        )
+
+    def _table(self) -> dict[str, Any]:
+        """Where the table of items lies, and of a sharded one what a worker holds."""
+        table, need = self.measured.table, self.wanted.memory
+        if table is None:
+            return {"placement": "replicated"}
+        worker = {"rows": table.held(self.wanted.num_workers), "looked_up_rows": table.looked_up}
+        parts = {f"{part}_bytes": need.part(part) for part in ("table", "table_state", "looked_up")}
+        return {"placement": "sharded", "rows": table.rows, "dim": table.dim, "worker": worker | parts}
 
     def _is_table(self, numel: int, name: str) -> bool:
         return name.endswith("weight") and numel % self.num_items == 0 and numel >= self.num_items and "item" in name
@@ -150,7 +163,9 @@ def planned(
         available_bytes=available_bytes,
         cheapest=cheapest,
         enough=cheapest or next(_enough(setting, able, num_workers, available_bytes), None),
-        checkpoint_bytes=(4 + 4 * moments_of(job.train)) * found.num_trained + 4 * found.num_frozen,
+        checkpoint_bytes=(4 + 4 * moments_of(job.train)) * found.num_trained
+        + 4 * found.num_frozen
+        + (4 * (found.table.dim + found.table.state_numbers) * found.table.rows if found.table else 0),
         dataset_bytes=dataset_bytes,
     )
 
@@ -217,11 +232,13 @@ def refuse(plan: Plan, key: str = "train.zero") -> None:
     )
     if plan.enough is None:
         batch = gigabytes(plan.measured.pass_bytes)
+        whole = plan.measured.table is None and plan.item_table_bytes > available // 2
+        share = ", or share the table of items out with model.item_table: {placement: sharded}" if whole else ""
         least = f"less than that: a micro-batch of {plan.measured.rows} histories alone computes with {batch}"
         raise UsageError(
             what,
             least,
-            "Lower train.max_tokens_per_micro_batch, set train.activation_checkpointing, or a smaller model.",
+            f"Lower train.max_tokens_per_micro_batch, set train.activation_checkpointing{share}, or a smaller model.",
         )
     best = plan.enough
     more = f" and scaling.num_workers {best.num_workers}" if best.num_workers != wanted.num_workers else ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from distft.plan.hollow import SMALL_BYTES
-from distft.plan.passes import Measured
+from distft.plan.passes import Measured, Table
 from distft.sections.train import Train
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -21,6 +21,8 @@ FLAT_ELEMENTS = 500_000_000
 """Gradients that stage 0 sums up in one message, as one flat copy."""
 LIVE_ELEMENTS = 1_000_000_000
 """DeepSpeed's default of stage3_max_live_parameters and stage3_max_reuse_distance: most models stay gathered."""
+LOOKED_UP = 6
+"""Copies of the rows of a step at once: vectors, gradients, these as they are sent, as they came, and summed up."""
 PERSISTENT_ELEMENTS = 100_000
 """DeepSpeed's default of stage3_param_persistence_threshold: smaller parameters are not divided."""
 
@@ -32,7 +34,9 @@ class Memory:
     Parts: ``parameters`` as the forward pass takes them, ``master`` (their fp32 copies), ``moments`` of the optimiser,
     ``gradients`` that wait for the update, ``buckets`` (what is sent between workers), ``gathered`` (layers that stage
     3 has put together), ``computing`` (a micro-batch's activations, logits, gradients on their way), ``snapshot`` (what
-    a checkpoint is written from). ``start``: the most while the engine is made, which only counts if it is more.
+    a checkpoint is written from); of a sharded table ``table`` and ``table_state``, this worker's rows and what the
+    optimiser keeps for them, and ``looked_up``, the vectors of a step and their gradients on their way. ``start``: the
+    most while the engine is made, which only counts if it is more.
     """
 
     on_gpu: bool
@@ -79,7 +83,9 @@ def memory(measured: Measured, train: Train, num_workers: int, on_gpu: bool) -> 
         "master": 0 if stage == 0 and train.precision == "fp32" else 4 * owned,
         "moments": moments * owned,
     }
-    host = {"snapshot": (4 + moments) * share if train.checkpoint.asynchronous and offload != "nvme" else 0}
+    table = _table(measured.table, num_workers)
+    copied = (4 + moments) * share + table.get("table", 0) + table.get("table_state", 0)
+    host = {"snapshot": copied if train.checkpoint.asynchronous and offload != "nvme" else 0}
     gradients, sent = _exchanged(measured, train, num_workers)
     if offload != "none":
         host |= {name: state.pop(name) for name in ("master", "moments")}
@@ -99,9 +105,22 @@ def memory(measured: Measured, train: Train, num_workers: int, on_gpu: bool) -> 
         "gathered": _gathered(measured, train, on_gpu) if stage == 3 else 0,
         "computing": passing,
         "buffers": measured.buffer_bytes,
+        **table,
     }
     start = _start(measured, train, num_workers)
     return Memory(on_gpu, device, host, start, start)
+
+
+def _table(table: Table | None, num_workers: int) -> dict[str, int]:
+    """Parts of a sharded table; the same at every stage."""
+    if table is None:
+        return {}
+    held = table.held(num_workers)
+    return {
+        "table": 4 * table.dim * held,
+        "table_state": 4 * table.state_numbers * held,
+        "looked_up": LOOKED_UP * 4 * table.dim * table.looked_up,
+    }
 
 
 def _parameters(measured: Measured, train: Train, num_workers: int) -> int:

@@ -36,6 +36,11 @@ class Serve(Section):
     )
     upscale_delay_s: float = Field(3.0, ge=0, description="how long more must be wanted before replicas are added")
     downscale_delay_s: float = Field(60.0, ge=0, description="how long fewer must do before replicas are removed")
+    item_vectors: Literal["fp32", "fp16", "int8"] = Field(
+        "fp32",
+        description="how the vectors of all items are stored in the bundle, and ranked by: fp16 takes half of the "
+        "memory, int8 (with a scale for each row) about a quarter; evaluation and service rank by the same ones",
+    )
     index_above_items: int = Field(
         200_000, ge=1, le=MAX_COUNT, description="larger catalogues get an index at export instead of being scanned"
     )

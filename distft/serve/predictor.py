@@ -23,6 +23,7 @@ from distft.data import ragged
 from distft.data.encode import Encoder, RawEvent
 from distft.data.users import Users
 from distft.errors import ArtefactError, QueryError
+from distft.item_vectors import stored_vectors
 from distft.job import Job
 from distft.jobfile import parse_job
 from distft.models.weights import fill, read_weights
@@ -132,13 +133,13 @@ class Predictor:
         encoder = Encoder.load(bundle / "encoder")
         model = job.model.build(encoder.catalog())
         fill(model, read_weights(bundle))
-        ranker = Ranker(model, job.model.max_history, encoder)
+        ranker = Ranker(model, job.model.max_history, encoder, None, stored_vectors(bundle, manifest))
         index = None
         if INDEX_FACTS in manifest.files:
             from distft.ann import Index  # FAISS is loaded where an index needs it
 
             assert ranker.vectors_ND is not None, "only models that rank by products get an index"
-            index = Index.load(bundle, ranker.vectors_ND)
+            index = Index.load(bundle, ranker.vectors_ND[:])
         return cls(job, encoder, ranker, manifest.sha256[:VERSION_CHARS], index)
 
     def deny(self, item_ids: Sequence[str]) -> None:

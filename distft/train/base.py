@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
+from distft.component import ItemTable
 from distft.data.encode import Encoder
 from distft.errors import ArtefactError, UsageError
 from distft.job import Job
@@ -107,7 +109,9 @@ def inherited(job: Job) -> Job:
             "Leave the model section out: a fine-tune has its base's.",
         )
     own = job.model_fields_set
-    taken = {name: getattr(base, name) for name in ("model", "loss") if name not in own}
+    taken: dict[str, Any] = {name: getattr(base, name) for name in ("model", "loss") if name not in own}
+    if "model" in taken:  # how the base was trained is not what it is
+        taken["model"] = base.model.model_copy(update={"item_table": ItemTable()})
     text = dump_job(job.model_copy(update=taken))
     return parse_job(text, f"{job.name} with the {' and '.join(taken)} of {job.finetune.from_}") if taken else job
 

@@ -20,10 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distft.errors import ArtefactError, DamagedError, DistftError
-from distft.models.weights import assemble, read_slices, read_state
+from distft.models.weights import assemble, read_slices, read_state, table_files
 from distft.storage import MANIFEST, Manifest, Storage
 from distft.train.engine import Engine, Slice
 from distft.train.position import here
+from distft.train.sharded_table import ShardedTable
+from distft.train.tensorfile import read_rows
 
 FOLDER = "checkpoints"
 LATEST = "latest.json"
@@ -177,12 +179,16 @@ def load_weights(checkpoint: Checkpoint, module: nn.Module, thawed: Collection[s
     Of a fine-tuning these are the ones that train; those that are ``thawed`` may have been frozen when the checkpoint
     was written, and are then the base's. Raises ArtefactError where names or shapes differ.
     """
-    tensors = assemble(checkpoint.storage, checkpoint.manifest, checkpoint.state)
+    tensors = assemble(checkpoint.storage, checkpoint.manifest, checkpoint.state, tables=False)
+    table = getattr(module, "table", None)
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     left_out = frozen if checkpoint.state.get("base") else set()
     left_out = left_out | {name for name in thawed if name not in tensors}
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if name not in left_out}
     saved = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    own |= {} if table is None else {table.name: table.shape}
+    sharded = checkpoint.state.get("table")
+    saved |= {sharded["name"]: tuple(checkpoint.state["shapes"][sharded["name"]])} if sharded else {}
     if own != saved:
         differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
         raise ArtefactError(
@@ -191,7 +197,28 @@ def load_weights(checkpoint: Checkpoint, module: nn.Module, thawed: Collection[s
             "Undo the change of the job, or train into another storage.",
         )
     module.load_state_dict(tensors, strict=not left_out)
+    if table is not None:
+        _load_table(checkpoint, table)
     return tensors
+
+
+def _load_table(checkpoint: Checkpoint, table: ShardedTable) -> None:
+    """Fills this rank's rows of a table and their state, a few of each file at a time.
+
+    The bytes were verified when the checkpoint was found. Raises ArtefactError where the table was trained otherwise.
+    """
+    described = checkpoint.state.get("table") or {"optimizer": "a table on every worker", "steps": 0}
+    if described["optimizer"] != table.rule.optimizer:
+        raise ArtefactError(
+            f"The items of {checkpoint.storage} were trained with {described['optimizer']}",
+            f"{table.rule.optimizer}, on a sharded table",
+            "Undo the change of model.item_table, or train into another storage.",
+        )
+    table.steps = int(described["steps"])
+    for part in ("table", "optimizer-table"):
+        for file, first, step in table_files(checkpoint.state, part):
+            for kind, start, values in read_rows(checkpoint.storage, file):
+                table.take(kind, first + step * start, step, values)
 
 
 def load_optimizer(checkpoint: Checkpoint, engine: Engine, weights: Mapping[str, Tensor]) -> None:

@@ -22,8 +22,11 @@ from torch import Tensor, nn
 
 from distft.errors import UsageError
 from distft.sections.train import Train
+from distft.train.joint_norm import JointNorm
+from distft.train.position import here
 from distft.train.resting import RestingTensors
 from distft.train.settings import RATE_FACTOR, ParameterGroup, build_config, build_optimizer, check_train
+from distft.train.sharded_table import ShardedTable
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Engine:
 
     ``module`` is the wrapped module; no parameter of it may be touched outside a call of the engine, because
     ZeRO-3 has released it there. The process group is up before, with one process a device. ``rate_factors``: what the
-    learning rate of some parameters, by name, is multiplied by.
+    learning rate of some parameters, by name, is multiplied by. A ``table`` of the module has rows that
+    are trained beside its parameters, in the same steps.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class Engine:
             if train.precision == "fp32":
                 self._deepspeed.enable_backward_allreduce = self.world_size > 1
         self.module: nn.Module = self._deepspeed.module
+        self.table: ShardedTable | None = getattr(module, "table", None)
+        self._norm = None if self.table is None else JointNorm(self._deepspeed, train.clip_norm)
         self._resting: RestingTensors | None = None
         if train.zero.offload == "nvme":
             assert train.zero.nvme_path is not None, "the section refuses this"
@@ -99,6 +105,12 @@ class Engine:
         with _quiet():
             return self._deepspeed(*inputs)
 
+    def look_up(self, *inputs: Any) -> None:
+        """Has the module look up what its forward passes over these inputs need of the table, if there is one."""
+        if self.table is not None:
+            here.at("look-up of item rows")
+            self.module.look_up(*inputs)  # type: ignore[operator]
+
     def train(self, mode: bool = True) -> None:
         """Turns dropout on, or off for ``mode=False``."""
         self._deepspeed.train(mode)
@@ -110,11 +122,23 @@ class Engine:
             self._deepspeed.backward(loss, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> None:
-        """Updates the weights from the gradients of the window and clears these."""
+        """Updates the weights from the gradients of the window and clears these.
+
+        Where there is a table, also its rows that were looked up: they count for the norm that is clipped, and if
+        DeepSpeed skips the step, because a gradient is too large for its precision, so do they.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
+        if self.table is not None and self._norm is not None:
+            loss_scale = self._loss_scale_now
+            self._norm.expect(self.table.collect(self.world_size * loss_scale), loss_scale)
         with _quiet():
             self._deepspeed.step()
+        if self.table is not None and self._norm is not None:
+            if self._deepspeed.was_step_applied():
+                self.table.update(learning_rate, self._norm.scale)
+            else:
+                self.table.drop()
         self.rest()  # DeepSpeed has read the new weights
 
     # -- state ---------------------------------------------------------------------------------------------
@@ -216,6 +240,11 @@ class Engine:
         self.optimizer.register_step_pre_hook(before)
         self.optimizer.register_step_post_hook(lambda *_: resting.rest())
         resting.rest()
+
+    @property
+    def _loss_scale_now(self) -> float:
+        """What DeepSpeed multiplies the loss of this step by."""
+        return float(getattr(self._wrapper, "loss_scale", 1.0))
 
     @property
     def loss_scale(self) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from distft.train.position import here
 from distft.train.prefetch import Prefetch
 from distft.train.saving import Saver, write_best
 from distft.train.settings import learning_rate
+from distft.train.sharded_table import ShardedTable
 from distft.train.start import Start, start
 from distft.train.step import Step, train_step
 from distft.train.validation import Validation, watched_metric
@@ -132,10 +133,13 @@ class Loop:
 
     def _build(self, found: Checkpoint | None, device: torch.device) -> Engine:
         here.at("start of the engine", self.progress.step)
-        catalog = self.encoder.catalog()
+        section = self.job.model.item_table
+        catalog = replace(self.encoder.catalog(), has_item_table=not section.is_sharded)
         torch.manual_seed(self.job.seed)
         model = self.job.model.build(catalog)
         module = Step(model, self.job.loss.build(catalog, model.state_dim))
+        if section.is_sharded:
+            module.table = ShardedTable.of(model, section, self.job.train, self.job.seed, device)
         module.model.recompute = self.job.train.activation_checkpointing
         started = self._start(module)
         weights = load_weights(found, module, started.thawed if started else ()) if found else {}

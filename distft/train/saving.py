@@ -35,16 +35,18 @@ BEST = "best.json"
 PATIENCE = timedelta(days=1)
 """How long the ranks' writers wait for the slowest of them; one that died is noticed at once."""
 
+KINDS = ("weights", "optimizer", "table", "optimizer-table")
+"""Files that a rank writes: slices of parameters and of their optimiser state; rows of a sharded table and of its."""
+
 Committed = Callable[[str], None]
 
 
 @dataclass
 class _Snapshot:
-    """A checkpoint in flight: this rank's slices, copied, and what is saved beside them."""
+    """A checkpoint in flight: this rank's slices, copied, by the file of KINDS; and what is saved beside them."""
 
     progress: Progress
-    weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
+    tensors: dict[str, dict[str, Tensor]]
     offsets: dict[str, int]
     state: dict[str, Any]
     then: Committed | None
@@ -166,7 +168,11 @@ class Saver:
             for name, buffer in engine.buffers.items():
                 offsets[name] = 0
                 weights[name] = self._copy(name, buffer.reshape(-1))
-        return _Snapshot(progress, weights, moments, offsets, self._state(progress), then)
+        tensors = {"weights": weights, "optimizer": moments, "table": {}, "optimizer-table": {}}
+        for kind, values in engine.table.held() if engine.table is not None else ():
+            file = "table" if kind == "weight" else "optimizer-table"
+            tensors[file][kind] = self._copy(f"table/{kind}", values)
+        return _Snapshot(progress, tensors, offsets, self._state(progress), then)
 
     def _copy(self, key: str, values: Tensor) -> Tensor:
         """The values in this rank's own memory, which is used again: fresh pages would cost more than the copy.
@@ -186,7 +192,11 @@ class Saver:
         left_out = engine.frozen.keys() if self._base else ()
         shapes = {name: list(shape) for name, shape in engine.shapes.items() if name not in left_out}
         shapes |= {name: list(buffer.shape) for name, buffer in engine.buffers.items()}
+        table = engine.table
+        shapes |= {table.name: list(table.shape)} if table is not None else {}
+        described = {"name": table.name, "optimizer": table.rule.optimizer, "steps": table.steps} if table else None
         return {
+            "table": described,
             "progress": vars(progress),
             "shapes": shapes,
             "optimizer": {"kind": engine.train_config.optimizer, "steps": engine.optimizer_steps},
@@ -233,9 +243,11 @@ class Saver:
         return value if self._group is None else from_first(value, self._group)
 
     def _write_slices(self, storage: Storage, snapshot: _Snapshot) -> dict[str, Any]:
-        """Writes this rank's two files; says what is in them."""
-        written: dict[str, Any] = {"offsets": snapshot.offsets, "weights": None, "optimizer": None, "files": {}}
-        for kind, tensors in (("weights", snapshot.weights), ("optimizer", snapshot.moments)):
+        """Writes this rank's files; says what is in them."""
+        written: dict[str, Any] = {"offsets": snapshot.offsets, **dict.fromkeys(KINDS), "files": {}}
+        table = self.engine.table
+        written["rows"] = None if table is None else {"first": table.rank, "step": table.world_size}
+        for kind, tensors in snapshot.tensors.items():
             if tensors:
                 file = written[kind] = self._file(kind)
                 written["files"][file] = write_tensors(storage, file, tensors)
@@ -246,7 +258,7 @@ class Saver:
         if self._before_commit:
             self._before_commit()
         files = {name: described for rank in ranks for name, described in rank["files"].items()}
-        parts = [{key: rank[key] for key in ("offsets", "weights", "optimizer")} for rank in ranks]
+        parts = [{key: rank[key] for key in ("offsets", "rows", *KINDS)} for rank in ranks]
         state_file = f"state-{self.attempt}.json"
         storage.write_json(state_file, {**snapshot.state, "ranks": parts})
         files[state_file] = storage.describe(state_file)
@@ -279,7 +291,7 @@ class Saver:
     def _withdraw(self, storage: Storage) -> None:
         """Removes this rank's files of a checkpoint that will not be committed: they may be what fills the disk."""
         if not storage.exists(MANIFEST):
-            for kind in ("weights", "optimizer"):
+            for kind in KINDS:
                 storage.delete(self._file(kind))
 
     def _file(self, kind: str) -> str:

@@ -18,6 +18,7 @@ from distft.deepspeed_keys import SECTIONS, Misfit, extra_misfits, train_misfits
 from distft.errors import UsageError
 from distft.sections.train import Train
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RATE_FACTOR = "rate_factor"
 """Key of an optimiser's parameter groups: what the job's learning rate is multiplied by there."""
 

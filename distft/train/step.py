@@ -26,6 +26,8 @@ from distft.ranking import item_scores, ranks_by, target_scores
 from distft.schema import PAD, Batch
 from distft.train.engine import Engine
 from distft.train.position import here
+from distft.train.sharded_ranks import sharded_ranks
+from distft.train.sharded_table import ShardedTable
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,18 @@ class RankTargets:
 
 
 class Step(nn.Module):
-    """Model and loss as the one module that DeepSpeed wraps: no parameter is touched outside of its forward."""
+    """Model and loss as the one module that DeepSpeed wraps: no parameter is touched outside of its forward.
+
+    ``table``: where the items' rows lie, if the model has no table of its own. Rows that a forward pass needs must be
+    looked up before it.
+    """
 
     def __init__(self, model: Model, loss: Loss) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.frozen: tuple[str, ...] = ()
+        self.table: ShardedTable | None = None
 
     def train(self, mode: bool = True) -> Step:
         """Turns dropout on or off; never on in the modules that are ``frozen``, by their names."""
@@ -65,8 +72,22 @@ class Step(nn.Module):
         x_BD = last_states(x_BLD, batch.length_B)
         if targets.scored:
             return loss_sum, count, target_scores(self.model, x_BD, targets.target_B, batch)
+        if self.table is not None:
+            return loss_sum, count, sharded_ranks(self.model, self.table, x_BD, targets.target_B, targets.excluded)
         scores = item_scores(self.model, x_BD, batch)
         return loss_sum, count, ranks_by(scores, self.model.num_items, targets.target_B, targets.excluded)
+
+    def look_up(self, batches: Sequence[Batch], targets: RankTargets | None = None) -> None:
+        """Looks up all item rows that forward passes over these micro-batches need; collective.
+
+        With ``targets`` that are only scored, also theirs.
+        """
+        if self.table is None:
+            return
+        rows = [row for batch in batches for row in (batch.item_BL.flatten(), self.loss.item_rows(batch))]
+        if targets is not None and targets.scored:
+            rows.append(targets.target_B)
+        self.table.look_up(torch.cat([torch.zeros(0, dtype=torch.int64, device=self.table.device), *rows]))
 
 
 @dataclass(frozen=True)
@@ -94,7 +115,7 @@ def train_step(engine: Engine, batches: Sequence[Batch], empty: Batch, step: int
 
     All ranks run as many micro-batches as the one with most of them, because ZeRO's collectives are part of every
     pass; ``empty`` fills up: it has no targets, but goes through every parameter. Raises NotFiniteError where the
-    loss is not finite, before any weight has changed.
+    loss is not finite, before any weight has changed. Rows of a sharded table are looked up once for all micro-batches.
     """
     here.at("exchange of counts", step)
     counts = [(int((batch.target_BL != PAD).sum()), int(batch.length_B.sum())) for batch in batches]
@@ -107,10 +128,11 @@ def train_step(engine: Engine, batches: Sequence[Batch], empty: Batch, step: int
     if total == 0:
         return StepResult(0.0, 0, tokens, save_wanted)
     loss_total = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    for index in range(rounds):
+    micro = [(batches[index] if index < len(batches) else empty).to(engine.device) for index in range(rounds)]
+    engine.look_up(micro)
+    for index, batch in enumerate(micro):
         here.at("forward pass")
-        batch = batches[index] if index < len(batches) else empty
-        loss_sum, count = engine(batch.to(engine.device))
+        loss_sum, count = engine(batch)
         loss_total += torch.stack([loss_sum.detach().double(), count.double()])
         if index == rounds - 1:
             here.at("exchange of losses")

@@ -1,6 +1,6 @@
-"""Writes tensors as safetensors, as a stream, and hashes the bytes as they go by.
+"""Writes tensors as safetensors, as a stream, and hashes the bytes as they go by; reads large ones a piece at a time.
 
-Enters: flat tensors on the CPU, by name. Leaves: a file, its size and its SHA-256. Surprising choice: safetensors' own
+Enters: tensors on the CPU, by name. Leaves: a file, its size and its SHA-256. Surprising choice: safetensors' own
 writer is not used, because it first builds the whole file in memory, twice; here no more than a chunk is in flight, and
 while it is hashed or written other threads run.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import torch
@@ -44,6 +45,27 @@ def write_tensors(storage: Storage, name: str, tensors: Mapping[str, Tensor]) ->
         for _, tensor in ordered:
             hashed.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return {"sha256": hashed.sha.hexdigest(), "bytes": hashed.size}
+
+
+def read_rows(storage: Storage, name: str) -> Iterator[tuple[str, int, Tensor]]:
+    """(tensor's name, first row, rows) of all tensors of a safetensors file, in fp32 and about CHUNK_BYTES at a time.
+
+    For files of which the manifest's hash was held against every byte before.
+    """
+    with storage.open_input(name) as stream:
+        (size,) = struct.unpack("<Q", stream.read(8))
+        entries = json.loads(stream.read(size))
+        for key, entry in sorted(entries.items(), key=lambda item: item[1].get("data_offsets", [0])[0]):
+            if key == "__metadata__":
+                continue
+            shape = entry["shape"]
+            each = 4 * math.prod(shape[1:])
+            rows = max(1, CHUNK_BYTES // max(1, each))
+            for start in range(0, shape[0], rows):
+                count = min(rows, shape[0] - start)
+                data = bytearray(stream.read(count * each))
+                here.beat()
+                yield key, start, torch.frombuffer(data, dtype=torch.float32).view(count, *shape[1:])
 
 
 def _header(ordered: list[tuple[str, Tensor]]) -> bytes:

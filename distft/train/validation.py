@@ -117,7 +117,9 @@ class Validation:
         excluded = excluded_items(histories, self._job.evaluate.exclude_seen, self._encoder.target_codes)
         device = engine.device
         asked = RankTargets(item_B.to(device), excluded, scored=self._judges is not None)
-        loss_sum, count, found_B = engine(batch.to(device), asked)
+        batch = batch.to(device)
+        engine.look_up([batch], asked)
+        loss_sum, count, found_B = engine(batch, asked)
         return float(loss_sum), float(count), found_B.cpu().numpy()
 
 

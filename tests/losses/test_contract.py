@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from distft.component import configs
-from distft.schema import PAD, Batch
+from distft.schema import NUM_RESERVED, PAD, Batch
 from tests.losses.toys import VARIANTS, DotAsPair, PairToy, built, labelled, loss_and_gradients
 from tests.train.ranks import Toy
 
@@ -105,6 +106,25 @@ def test_what_is_drawn_follows_the_keys_alone(case):
     batch.step_key_B += 1
     drawn = case[1].get("num_negatives") and case[1].get("sampling") != "in_batch"
     assert torch.equal(loss(model, model.states(batch), batch)[0], first) == (not drawn)
+
+
+def test_the_rows_that_it_asks_for_are_known_beforehand(case, monkeypatch):
+    config, *_ = case
+    model, loss = built(*case)
+    batch, asked = labelled(6), []
+    monkeypatch.setattr(
+        model.items, "forward", lambda rows: asked.append(rows) or F.embedding(rows, model.items.weight)
+    )
+    x_BLD = model.states(batch)
+    asked.clear()
+    loss(model, x_BLD, batch)
+    found = set(torch.cat([rows.flatten() for rows in asked]).tolist())
+    told = set(loss.item_rows(batch).tolist())
+    if config.needs_all_items:
+        assert len(found) == model.num_items - NUM_RESERVED and not found <= told
+        return
+    assert found and found - {PAD} <= told
+    assert len(loss.item_rows(labelled(0))) <= len(told)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)

@@ -82,10 +82,7 @@ def test_binary_losses_weigh_the_target_against_its_negatives(batch, config, bet
     model, loss = built(config, {"num_negatives": 5, "negatives_shared": shared})
     beta = target_exponent(5, NUM_ITEMS - NUM_RESERVED, 0.75) if beta is None else beta
     s_MV, target_M = scores(model, batch)
-    wanted = Wanted.of(model.states(batch), batch)
-    drawn = (
-        loss.sampler.for_step(batch, 5).expand(len(target_M), 5) if shared else loss.sampler.for_each(batch, wanted, 5)
-    )
+    drawn = loss.sampler.for_step(batch, 5).expand(len(target_M), 5) if shared else loss.sampler.for_each(batch, 5)
     expected, s_MV = 0.0, s_MV - math.log(5 / beta)
     for s_V, target, negatives in zip(s_MV, target_M.tolist(), drawn.tolist(), strict=True):
         expected -= beta * F.logsigmoid(s_V[target]) / 6

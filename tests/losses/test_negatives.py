@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from distft.losses import negatives
 from distft.losses.base import Wanted
 from distft.losses.negatives import Sampler, distinct, places
 from distft.schema import NUM_RESERVED, Catalog
@@ -43,7 +44,7 @@ def test_low_precision_training_changes_no_draw_and_no_probability():
 def test_a_step_shares_its_draw_and_positions_do_not():
     batch, sampler = toy_batch(4, 1), Sampler(CATALOG, "uniform", 1.0)
     wanted = Wanted.of(torch.zeros(4, 5, 1), batch)
-    own = sampler.for_each(batch, wanted, 6)
+    own = sampler.for_each(batch, 6)
     assert own.shape == (int(wanted.count), 6)
     assert len(own.unique(dim=0)) == len(own)
     shared = sampler.for_step(batch, 6)
@@ -56,3 +57,14 @@ def test_distinct_rows_and_their_places():
     rows, count = distinct(torch.tensor([5, 9, 5, 2]), 12)
     assert (rows.tolist(), count.tolist()) == ([2, 5, 9], [1, 2, 1])
     assert places(rows, torch.tensor([[9, 3], [2, 5]]), 12).tolist() == [[2, -1], [0, 1]]
+
+
+def test_a_large_catalogue_is_sorted_and_gives_the_same(monkeypatch):
+    items, wanted = torch.tensor([5, 9, 5, 2]), torch.tensor([[9, 3], [2, 5], [11, 0]])
+    small = (*distinct(items, 12), places(distinct(items, 12)[0], wanted, 12))
+    nothing = items[:0]
+    monkeypatch.setattr(negatives, "MANY_ITEMS", 1)
+    large = (*distinct(items, 12), places(distinct(items, 12)[0], wanted, 12))
+    assert all(torch.equal(one, two) for one, two in zip(small, large, strict=True))
+    assert places(nothing, wanted, 12).tolist() == [[-1, -1]] * 3
+    assert [len(one) for one in distinct(nothing, 12)] == [0, 0]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from distft.losses import scores
+from tests.train.ranks import Toy
 
 
 @pytest.mark.parametrize("max_numbers", [1, 100, 10**6])
@@ -25,3 +26,12 @@ def test_looking_vectors_up_and_one_product_give_the_same(dense, max_numbers, mo
         strict=True,
     ):
         torch.testing.assert_close(left, right)
+
+
+def test_a_large_catalogue_is_sorted_and_gives_the_same(monkeypatch):
+    model, one, two = Toy(), torch.tensor([[4, 9], [4, 2]]), torch.tensor([9, 7])
+    small = scores.vectors_once(model, one, two)
+    monkeypatch.setattr(scores, "MANY_ITEMS", 1)
+    large = scores.vectors_once(model, one, two)
+    assert len(small[0]) == 4
+    assert all(torch.equal(a, b) for a, b in zip(small, large, strict=True))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from distft.job import Job
 from distft.jobfile import load_job
 from distft.losses import chunks
 from distft.plan import passes
-from distft.plan.asking import check_fits, plan
+from distft.plan.asking import check_fits, plan, settings_text
+from distft.plan.asking import rows as rows_of
 from distft.plan.passes import measured
 from distft.plan.planning import parsed_bytes, refuse
 from distft.plan.states import memory
@@ -142,3 +145,47 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         return
     with pytest.raises(UsageError):
         parsed_bytes(text)
+
+
+SHARDED = ("loss={kind: sampled_softmax, num_negatives: 64}", "model.item_table={placement: sharded}")
+
+
+@pytest.mark.parametrize(("optimizer", "state"), [("rowwise_adagrad", 1), ("adamw", 2 * 32)])
+def test_a_sharded_table_is_divided_by_the_workers_at_every_stage(optimizer: str, state: int) -> None:
+    job = job_of(*SHARDED, f"model.item_table.optimizer={optimizer}")
+    found = plan(job, NOWHERE, num_items=40_000, num_workers=4, on_gpu=False)
+    rows = -(-40_002 // 4)
+    for one in found.settings:
+        assert one.memory.part("table") == 4 * 32 * rows
+        assert one.memory.part("table_state") == 4 * state * rows
+        assert one.memory.part("parameters") < 4 * 32 * 10_000, "the table is no part of what ZeRO divides"
+    told = found.to_json()
+    assert told["item_table"]["worker"]["table_bytes"] == 4 * 32 * rows
+    assert told["item_table_bytes"] == 4 * 32 * 40_002
+    assert told["checkpoint_bytes"] > 4 * (32 + state) * 40_002
+    text = dict(rows_of(found, "not asked"))
+    assert "rows looked up in a step" in text["sharded table"] and "its state" in settings_text(found)
+    assert 100 < told["item_table"]["worker"]["looked_up_rows"] <= 64 + 2 * 100 * -(-job.train.batch_size // 4)
+
+
+def test_a_replicated_table_is_told_as_before_and_needs_more() -> None:
+    whole = plan(job_of(SHARDED[0]), NOWHERE, num_items=40_000, num_workers=4, on_gpu=False)
+    parts = plan(job_of(*SHARDED), NOWHERE, num_items=40_000, num_workers=4, on_gpu=False)
+    assert whole.to_json()["item_table"] == {"placement": "replicated"}
+    assert "its state" not in settings_text(whole)
+    assert parts.wanted.memory.device_bytes < whole.wanted.memory.device_bytes - 4 * 32 * 30_000
+
+
+def test_a_table_that_fits_no_device_is_told_how_it_would() -> None:
+    job = job_of("model.dim=256", SHARDED[0])
+    found = plan(job, NOWHERE, num_items=200_000_000, device_bytes=10**9, num_workers=1)
+    with pytest.raises(UsageError) as caught:
+        refuse(found)
+    assert "placement: sharded" in caught.value.remedy
+    check_fits(job_of(*SHARDED), None, None)
+
+
+def test_the_capacity_page_has_the_tables_of_its_script() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/capacity.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

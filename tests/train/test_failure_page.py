@@ -11,7 +11,8 @@ import typer
 
 from distft.cli.session import command_again, session
 from distft.errors import NotFiniteError
-from distft.pipeline import Context, run
+from distft.pipeline import run
+from distft.stages import Context
 from tests.train.datasets import circle_job, write_circle
 
 

@@ -44,6 +44,10 @@ class Adversarial(Loss):
         self.query = nn.Linear(state_dim, config.generator_dim)
         self.apply(init_normal)
 
+    def item_rows(self, batch: Batch) -> Tensor:
+        """Targets and the pool."""
+        return torch.cat([super().item_rows(batch), self.sampler.for_step(batch, self.config.pool_size)])
+
     def forward(self, model: Model, x_BLD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_sum, count)."""
         wanted = Wanted.of(x_BLD, batch)

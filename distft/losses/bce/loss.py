@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +30,13 @@ class BCE(Loss):
         super().__init__()
         self.config = config
         self.sampler = Sampler(catalog, config.sampling, config.popularity_exponent)
+
+    def item_rows(self, batch: Batch) -> Tensor:
+        """Targets, and negatives where there are any."""
+        if not self.config.num_negatives:
+            return super().item_rows(batch)
+        drawn = self.sampler.drawn(batch, self.config.num_negatives, self.config.negatives_shared)
+        return torch.cat([super().item_rows(batch), drawn])
 
     def forward(self, model: Model, x_BLD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_sum, count)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from distft.losses.base import Loss, Wanted
@@ -30,6 +31,11 @@ class GBCE(Loss):
         self.config = config
         self.sampler = Sampler(catalog, config.sampling, config.popularity_exponent)
         self.beta = target_exponent(config.num_negatives, catalog.num_items - NUM_RESERVED, config.calibration)
+
+    def item_rows(self, batch: Batch) -> Tensor:
+        """Targets and negatives."""
+        drawn = self.sampler.drawn(batch, self.config.num_negatives, self.config.negatives_shared)
+        return torch.cat([super().item_rows(batch), drawn])
 
     def forward(self, model: Model, x_BLD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_sum, count)."""

@@ -47,7 +47,7 @@ class SampledSoftmax(Loss):
         """(loss_sum, count); label smoothing spreads its share over all items, as far as they were drawn."""
         wanted = Wanted.of(x_BLD, batch)
         if not self.config.negatives_shared:
-            items_MK = self.sampler.for_each(batch, wanted, self.config.num_negatives)
+            items_MK = self.sampler.for_each(batch, self.config.num_negatives)
             log_weight_MK = self._log_weight(items_MK, torch.ones_like(items_MK), self.config.num_negatives)
             return self._over_own(model, wanted, items_MK, log_weight_MK, batch), wanted.count
         drawn_K = self._shared(batch, wanted)
@@ -57,6 +57,13 @@ class SampledSoftmax(Loss):
             return self._over_shared(model, wanted, items_U, log_weight_U), wanted.count
         size = (len(wanted.target_M), -1)
         return self._over_own(model, wanted, items_U.expand(size), log_weight_U.expand(size), batch), wanted.count
+
+    def item_rows(self, batch: Batch) -> Tensor:
+        """Targets and negatives."""
+        config = self.config
+        return torch.cat(
+            [super().item_rows(batch), self.sampler.drawn(batch, config.num_negatives, config.negatives_shared)]
+        )
 
     def _shared(self, batch: Batch, wanted: Wanted) -> Tensor:
         """The item rows that all positions share, [K]."""
@@ -101,6 +108,9 @@ class InBatchSoftmax(SampledSoftmax):
 
     def _sampler(self, config: Config, catalog: Catalog) -> Sampler:
         return Sampler(catalog, "popularity", 1.0)
+
+    def item_rows(self, batch: Batch) -> Tensor:
+        return Loss.item_rows(self, batch)
 
     def _shared(self, batch: Batch, wanted: Wanted) -> Tensor:
         return wanted.target_M

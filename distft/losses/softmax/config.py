@@ -18,6 +18,7 @@ class Config(LossConfig):
 
     takes_own_scores: ClassVar[bool] = True
     takes_pairs: ClassVar[bool] = False
+    needs_all_items: ClassVar[bool] = True
     kind: Literal["softmax"] = "softmax"
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items")
     max_logits: int = Field(2_000_000, ge=1, le=MAX_COUNT, description="logits held at once; bounds the loss's memory")
