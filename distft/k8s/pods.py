@@ -33,6 +33,9 @@ it where KubeRay looks. Clusters of jobs have tokens that the operator makes."""
 DATA = "/data"
 """Where the storage volume is, in every container."""
 
+MAX_NAME = {"RayJob": 47, "RayService": 47, "RayCronJob": 36}
+"""KubeRay's limits: names of pods and services are made of these."""
+
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "metrics": 8080, "serve": 8000}
 WORKER_PORTS = ("metrics", "serve")
 PART_OF = {"app.kubernetes.io/name": "distft", "app.kubernetes.io/part-of": "distft"}

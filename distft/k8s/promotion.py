@@ -11,15 +11,12 @@ import re
 
 from distft.errors import UsageError
 from distft.job import Job
-from distft.k8s.pods import PORTS, SERVICE_TOKEN_SECRET, TOKEN_KEY, Json
+from distft.k8s.pods import MAX_NAME, PORTS, SERVICE_TOKEN_SECRET, TOKEN_KEY, Json
 
 TOKEN_FOLDER = "/etc/distft/service-token"
 TOKEN_FILE = f"{TOKEN_FOLDER}/{TOKEN_KEY}"
 PROMOTES = {"distft/promotes": "true"}
 """Label of a head that may talk to the service's head: see k8s/base/network.yaml."""
-
-MAX_SERVICE_NAME = 47
-"""KubeRay's limit for a RayService."""
 
 
 def access(job: Job, service: str | None) -> dict[str, str]:
@@ -52,14 +49,18 @@ def token_volume() -> dict[str, tuple[str, Json]]:
 
 def check_service(name: str) -> None:
     """Raises UsageError for what no RayService is called."""
-    if len(name) > MAX_SERVICE_NAME or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+    if not _is_name(name):
         raise UsageError(f"--service is {name!r}", "the name of a RayService, such as distft-quickstart", "Correct it.")
 
 
 def _service_of(state: str | None) -> str:
     folder = (state or "").rstrip("/").rpartition("/")[0].rpartition("/")[2]
     name = f"distft-{folder}"
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", folder) or len(name) > MAX_SERVICE_NAME:
+    if not folder or not _is_name(name):
         what = f"The job deploys, and deploy.state ({state or 'not given'}) does not tell on which RayService"
         raise UsageError(what, "the name of a RayService", "Give it with --service NAME.")
     return name
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= MAX_NAME["RayService"] and bool(re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", text))

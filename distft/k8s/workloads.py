@@ -22,7 +22,7 @@ from distft.job import Job
 from distft.jobyaml import read_yaml
 from distft.k8s import promotion
 from distft.k8s.clusters import cluster_spec
-from distft.k8s.pods import DATA, IMAGE, PART_OF, Json, Size, submitter_pod
+from distft.k8s.pods import DATA, IMAGE, MAX_NAME, PART_OF, Json, Size, submitter_pod
 from distft.serve.declaration import serve_config
 from distft.submit import relative_paths
 
@@ -30,9 +30,6 @@ NAMESPACE = "distft"
 JOB_FOLDER = "/etc/distft/job"
 JOB_FILE = "job.yaml"
 """Where a job file is that the image does not hold, and what it is called there."""
-
-MAX_NAME = {"RayJob": 47, "RayService": 47, "RayCronJob": 36}
-"""KubeRay's limits: names of pods and services are made of these."""
 
 WORKER = Size(cpus=2, memory_gib=8, cpu_limit=2, shm_gib=2)
 REPLICA = Size(cpus=1, memory_gib=4, cpu_limit=2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from distft.job import Job
+from distft.promotions import FOLDER
 from distft.serve.arrangement import HISTORIES, INGRESS, MODEL_PREFIX
 
 BUILDERS = "distft.serve.declared"
@@ -38,7 +39,7 @@ def serve_config(
     service = {
         "bundle": bundle,
         "model_application": name,
-        "state": f"{bundle.rstrip('/').rpartition('/')[0] or '.'}/service",
+        "state": f"{bundle.rstrip('/').rpartition('/')[0] or '.'}/{FOLDER}",
         "keys": keys,
         "history_file": history_file,
     }

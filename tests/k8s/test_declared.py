@@ -13,6 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from distft import cluster
 from distft.jobfile import load_job
+from distft.promotions import Attempt, note
 from distft.serve import app, server
 from distft.serve.arrangement import HISTORIES, INGRESS, Arrangement, served_bundle
 from distft.serve.declaration import serve_config
@@ -43,6 +44,18 @@ def test_the_builders_make_what_distft_serve_makes(tmp_path: Path, bundle: Stora
     served, _ = served_bundle(bundle)
     declared = model({"bundle": bundle.uri})
     assert options(declared) == options(app.model_application(bundle.uri, served.settings))
+    kept = app.history_application(bundle.uri, served.version, app_keeping(told))
+    assert options(histories(told.model_dump())) == options(kept)
+    own = app.ingress_application("model-a", served.settings, served.event_names, Arrangement())
+    assert options(ingress(told.model_dump())) == options(own)
+
+
+def test_the_folder_of_a_service_is_the_model_that_was_promoted_there(tmp_path: Path, bundle: Storage) -> None:
+    folder = Storage(tmp_path / "service")
+    note(folder, Attempt(bundle.uri, served_bundle(bundle)[0].version, "promoted"))
+    served, _ = served_bundle(bundle)
+    assert options(model({"bundle": folder.uri})) == options(app.model_application(bundle.uri, served.settings))
+    told = arguments(tmp_path, folder)
     kept = app.history_application(bundle.uri, served.version, app_keeping(told))
     assert options(histories(told.model_dump())) == options(kept)
     own = app.ingress_application("model-a", served.settings, served.event_names, Arrangement())
