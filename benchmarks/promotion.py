@@ -40,7 +40,7 @@ from distft.serve.arrangement import Options, served_bundle
 from distft.storage import Storage
 
 RESULTS = Path(__file__).parent / "results" / "promotion.json"
-NUM_ITEMS, RATE, TIMES = 50_000, 50.0, 5
+NUM_ITEMS, RATE, TIMES, PAUSE_S = 50_000, 50.0, 5, 9
 PATIENT = Limits(max_latency_s=1.0)
 DEEP = 40
 """Blocks of the slow model."""
@@ -136,13 +136,13 @@ def measure_redeploy(folder: str, port: int, first: Storage) -> dict[str, Any]:
     versions = {name: served_bundle(one)[0].version for name, one in (("first", first), ("second", other))}
     seconds = []
     with clients(port) as thread:
-        time.sleep(5)
         for number in range(TIMES):
+            time.sleep(PAUSE_S)
             began_s = time.monotonic()
             deploy(other if number % 2 == 0 else first, PATIENT)
             seconds.append(round(time.monotonic() - began_s, 1))
-        time.sleep(5)
-    return {"promotions": TIMES, "seconds_of_each": seconds, **told(thread, versions)}
+        time.sleep(PAUSE_S)
+    return {"requests_per_s": RATE, "promotions": TIMES, "seconds_of_each": seconds, **told(thread, versions)}
 
 
 def measure_bad(folder: str, port: int, first: Storage) -> dict[str, Any]:
@@ -176,6 +176,7 @@ def measure_bad(folder: str, port: int, first: Storage) -> dict[str, Any]:
             except RefusedError as error:
                 reasons[name] = error.what[:300]
     return {
+        "requests_per_s": RATE,
         "latency_budget_ms": round(budget_s * 1000, 1),
         "refused": reasons,
         "served": len(bad) - len(reasons),

@@ -98,7 +98,8 @@ def against_running(answered: Answered, limits: Limits) -> Check:
 
 def known_items(new: NDArray[np.object_], running: NDArray[np.object_], limits: Limits) -> Check:
     """Whether the new model still knows the items of the running one."""
-    share = float(np.isin(running, new).mean()) if len(running) else 1.0
+    known = set(new.tolist())  # numpy compares texts pair by pair
+    share = sum(item in known for item in running.tolist()) / len(running) if len(running) else 1.0
     found = f"{share:.1%} of the running model's {len(running):,} items"
     return Check("items", share >= limits.min_items, found, f"at least {limits.min_items:.0%}")
 
