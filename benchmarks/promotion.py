@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -48,6 +48,9 @@ DEEP = 40
 
 def main() -> None:
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb == "clients":  # the other process
+        ask(int(sys.argv[2]))
+        return
     measure = {"redeploy": measure_redeploy, "bad": measure_bad}.get(verb)
     if measure is None:
         raise SystemExit(__doc__)
@@ -69,22 +72,19 @@ def shop(folder: str, name: str, num_items: int = NUM_ITEMS, *overrides: str) ->
     return write_shop(Storage(f"{folder}/{name}"), num_items, (f"name={name}", "serve.max_replicas=1", *overrides))
 
 
-class Clients(threading.Thread):
-    """Requests at a fixed rate until they are stopped; counts status and model version of each."""
+class Clients:
+    """Requests at a fixed rate until stdin ends; counts status and model version of each."""
 
     def __init__(self, port: int) -> None:
-        super().__init__()
-        self.port, self.stop = port, threading.Event()
+        self.port = port
         self.seen: Counter[tuple[int, str]] = Counter()
         self.took_s: list[float] = []
-
-    def run(self) -> None:
-        asyncio.run(self.ask())
 
     async def ask(self) -> None:
         wanted = [request_bytes(json.dumps(body).encode()) for body in bodies(NUM_ITEMS, 100)]
         connections, began_s, tasks, number = Connections(self.port), time.perf_counter(), set(), 0
-        while not self.stop.is_set():
+        ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
+        while not ended.done():
             task = asyncio.create_task(self.one(connections, wanted[number % len(wanted)]))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -101,32 +101,42 @@ class Clients(threading.Thread):
         self.seen[status, version] += 1
 
 
+def ask(port: int) -> None:
+    """The process of the clients."""
+    clients = Clients(port)
+    asyncio.run(clients.ask())
+    seen = [[status, version, count] for (status, version), count in clients.seen.items()]
+    print(json.dumps({"seen": seen, "took_s": clients.took_s}))
+
+
 @contextmanager
-def clients(port: int) -> Iterator[Clients]:
-    thread = Clients(port)
-    thread.start()
+def asking(port: int) -> Iterator[dict[str, Any]]:
+    """Clients in a process of their own while the block runs; what they saw, afterwards."""
+    command, seen = [sys.executable, __file__, "clients", str(port)], dict[str, Any]()
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        yield thread
+        yield seen
     finally:
-        thread.stop.set()
-        thread.join()
+        seen |= json.loads(process.communicate("")[0])
 
 
-def told(thread: Clients, versions: dict[str, str]) -> dict[str, Any]:
+def told(clients: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
     """Counts by status and by the names of the models."""
-    good = {name: sum(n for (_, v), n in thread.seen.items() if v == version) for name, version in versions.items()}
-    total, statuses = sum(thread.seen.values()), Counter[int]()
-    for (status, _), count in thread.seen.items():
+    seen, took_s = clients["seen"], clients["took_s"]
+    good = {name: sum(n for _, v, n in seen if v == version) for name, version in versions.items()}
+    statuses = Counter[int]()
+    for status, _, count in seen:
         statuses[status] += count
+    total = sum(statuses.values())
     return {
         "requests": total,
         "statuses": {str(status): n for status, n in sorted(statuses.items())},
-        "failed": total - sum(n for (status, _), n in thread.seen.items() if status == 200),
+        "failed": total - statuses[200],
         "answered_by": good,
-        "answered_by_others": sum(n for (status, _), n in thread.seen.items() if status == 200) - sum(good.values()),
-        "p50_ms": round(float(np.percentile(thread.took_s, 50)) * 1000, 1),
-        "p99_ms": round(float(np.percentile(thread.took_s, 99)) * 1000, 1),
-        "max_ms": round(max(thread.took_s) * 1000, 1),
+        "answered_by_others": statuses[200] - sum(good.values()),
+        "p50_ms": round(float(np.percentile(took_s, 50)) * 1000, 1),
+        "p99_ms": round(float(np.percentile(took_s, 99)) * 1000, 1),
+        "max_ms": round(max(took_s) * 1000, 1),
     }
 
 
@@ -135,14 +145,14 @@ def measure_redeploy(folder: str, port: int, first: Storage) -> dict[str, Any]:
     other = shop(folder, "second")
     versions = {name: served_bundle(one)[0].version for name, one in (("first", first), ("second", other))}
     seconds = []
-    with clients(port) as thread:
+    with asking(port) as seen:
         for number in range(TIMES):
             time.sleep(PAUSE_S)
             began_s = time.monotonic()
             deploy(other if number % 2 == 0 else first, PATIENT)
             seconds.append(round(time.monotonic() - began_s, 1))
         time.sleep(PAUSE_S)
-    return {"requests_per_s": RATE, "promotions": TIMES, "seconds_of_each": seconds, **told(thread, versions)}
+    return {"requests_per_s": RATE, "promotions": TIMES, "seconds_of_each": seconds, **told(seen, versions)}
 
 
 def measure_bad(folder: str, port: int, first: Storage) -> dict[str, Any]:
@@ -169,7 +179,7 @@ def measure_bad(folder: str, port: int, first: Storage) -> dict[str, Any]:
     changed(bad["other shape"][0], lambda weight: weight[:, :-1].contiguous())
     changed(bad["NaN"][0], lambda weight: torch.full_like(weight, torch.nan))
     reasons = {}
-    with clients(port) as thread:
+    with asking(port) as seen:
         for name, (bundle, limits) in bad.items():
             try:
                 deploy(bundle, limits)
@@ -180,7 +190,7 @@ def measure_bad(folder: str, port: int, first: Storage) -> dict[str, Any]:
         "latency_budget_ms": round(budget_s * 1000, 1),
         "refused": reasons,
         "served": len(bad) - len(reasons),
-        **told(thread, {"first": version}),
+        **told(seen, {"first": version}),
     }
 
 

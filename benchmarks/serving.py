@@ -45,7 +45,7 @@ NUM_ITEMS = 50_000
 NUM_REQUESTS = 200
 CLIENTS = 64
 CROWD = 14
-"""Clients that need three replicas, where ``target_ongoing_requests`` is 4; the interface lets 16 in."""
+"""Clients that need three replicas, where ``target_ongoing_requests`` is 4; the interface lets 10 in at least."""
 SECONDS = 10
 
 

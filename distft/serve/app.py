@@ -87,6 +87,14 @@ def _autoscaling(settings: Serve) -> AutoscalingConfig:
     )
 
 
+def least_in_flight(settings: Serve) -> int:
+    """Requests that are let in however slow the model is.
+
+    More than all replicas but one should have, or no crowd would ever make a slow model scale up to all; and a batch.
+    """
+    return max(settings.max_batch_size, math.ceil((settings.max_replicas - 0.5) * settings.ongoing_requests))
+
+
 def ingress_config(
     model_application_name: str, settings: Serve, event_names: Sequence[str], trial: Trial | None = None
 ) -> dict[str, Any]:
@@ -99,8 +107,7 @@ def ingress_config(
         "model_application": model_application_name,
         "request_timeout_s": settings.request_timeout_s,
         "target_latency_s": settings.target_latency_s,
-        # More than all replicas but one should have: with less, no crowd would ever make a slow model scale up to all.
-        "least_in_flight": math.ceil((settings.max_replicas - 0.5) * settings.ongoing_requests),
+        "least_in_flight": least_in_flight(settings),
         "events": list(event_names),
     }
 

@@ -97,7 +97,7 @@ def test_served_scores_are_the_predictors_in_whatever_batch(client: httpx.Client
         body = {"history": as_json(list(query.events)), "k": query.k, "filter": query.filter}
         return client.post("/v1/recommend", json={**body, "exclude_seen": query.exclude_seen})
 
-    with ThreadPoolExecutor(8) as pool:  # as many as this small a batch lets in
+    with ThreadPoolExecutor(4) as pool:  # as many as this small a batch lets in
         responses = list(pool.map(ask, queries))
     for query, response in zip(queries, responses, strict=True):
         expected = predictor.recommend([query])[0]
