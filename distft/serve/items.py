@@ -136,7 +136,7 @@ def read_parameters(pairs: Sequence[tuple[str, str]]) -> ItemsRequest:
         if field is not None and get_origin(field.annotation) is list:
             value.setdefault(name, []).append(text)
         elif name in value:
-            raise Problem(422, "The request is not valid.", [FieldError(name, "stands twice")])
+            raise Problem(422, "The request is not valid.", [FieldError(name or "(no name)", "stands twice")])
         else:
             value[name] = text
     return checked(value, ItemsRequest)

@@ -102,3 +102,8 @@ def test_no_query_string_breaks_it(client: Client, pairs: list[tuple[str, Any]])
     response = client("GET", f"/v1/items?{urlencode(pairs, errors='surrogatepass')}")
     assert response.status_code in (200, 422), response.text
     assert response.status_code == 200 or response.json()["errors"][0]["field"] is not None
+
+
+def test_a_parameter_without_a_name_is_named_all_the_same(client: Client) -> None:
+    answer = client("GET", "/v1/items?=1&=2")
+    assert answer.status_code == 422 and answer.json()["errors"][0]["field"] == "(no name)"

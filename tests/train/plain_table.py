@@ -43,7 +43,7 @@ class PlainTable:
     def collect(self, divisor: float) -> Tensor:
         gradient_ND = self.leaf_ND.grad if self.leaf_ND.grad is not None else torch.zeros_like(self.weight)
         self.gradient_ND = gradient_ND / divisor
-        if dist.get_world_size() > 1:
+        if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(self.gradient_ND)
             dist.all_reduce(self.touched_N)
         self.gradient_ND[PAD] = 0
