@@ -5,7 +5,7 @@ Run:  .venv/bin/python benchmarks/promotion.py redeploy|bad
 A service of 50,000 items (``served_shop.py``), and clients that send 50 requests a second on connections that they
 keep, evenly, whatever happens. ``redeploy``: five promotions one after the other, between two bundles. ``bad``: five
 bundles that must never answer: a flipped byte, weights of another shape, weights that are NaN, a tenth of the items,
-and a model so deep that it takes more than twice the latency budget (which is twice what the running model takes).
+and a model so deep that it takes about twice the latency budget (which is twice what the running model takes).
 Each verb adds its part to ``benchmarks/results/promotion.json``.
 """
 
