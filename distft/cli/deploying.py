@@ -62,7 +62,10 @@ def deploy(  # noqa: PLR0913  one parameter an option
 
         folder = None if state is None else Storage(checked_place("--state", state))
         if not is_remote():
-            go_way(Path(folder.uri if folder is not None and folder.is_local else ".") / WAY)
+            if folder is None:
+                what, remedy = "No service is named", "Its folder is called service and lies beside its bundle."
+                raise UsageError(what, "--state DIR of one on this machine, or RAY_ADDRESS of its cluster", remedy)
+            go_way(Path(folder.uri if folder.is_local else ".") / WAY)
         seconds = None if max_latency_ms is None else max_latency_ms / 1000
         limits = Limits(min_metric, min_of_before, min_of_running, min_items, min_coverage, seconds)
         with terminal.watching("looking for the service") as watcher, connect():

@@ -98,3 +98,26 @@ def test_another_cluster_is_given_whole_paths_and_its_own_token(
 def test_a_token_of_no_cluster_is_a_mistake() -> None:
     with pytest.raises(ValueError, match=r"deploy\.address, which is not given"):
         Deploy(token_file="/etc/token")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "There is no bundle to deploy"),
+        (["b", "--rollback"], "--rollback and a bundle are both given"),
+        (["b"], "No service is named"),
+        (["b", "--state", "nowhere"], "ray.json does not say where a service runs"),
+        (["b", "--canary", "lots", "--state", "nowhere"], "--canary is 'lots'"),
+    ],
+)
+def test_a_command_that_cannot_be_followed_says_why(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from distft.cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = CliRunner().invoke(app, ["deploy", *words, "--json"])
+    assert told.exit_code == 2 and said in told.stderr, told.output
