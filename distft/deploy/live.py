@@ -23,7 +23,7 @@ from ray.serve.exceptions import RayServeException
 
 from distft import cluster
 from distft.errors import ServingError, UsageError
-from distft.serve.app import application_of, ingress_application, ingress_config
+from distft.serve.app import application, application_of, cause, ingress_application, ingress_config
 from distft.serve.arrangement import INGRESS, MODEL_PREFIX, Arrangement, ServedBundle
 from distft.serve.golden import GoldenRequest
 from distft.serve.predictor import Query, Recommendation
@@ -126,9 +126,9 @@ class Live:
         while (state := serve.status().applications[name]).status != "RUNNING":
             messages = [state.message, *(one.message for one in state.deployments.values())]
             if state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise ServingError(f"{name} did not start: {_cause(messages)}")
+                raise ServingError(f"{name} did not start: {cause(messages)}")
             if time.monotonic() > deadline:
-                what = f"{name} was not up after {timeout_s:g} s: {_cause(messages)}"
+                what = f"{name} was not up after {timeout_s:g} s: {cause(messages)}"
                 raise ServingError(what, "a free CPU for one more replica", "Make room, or wait until load has gone.")
             time.sleep(POLL_S)
 
@@ -187,7 +187,8 @@ class Live:
         log = ray.remote(num_cpus=0)(TrialLog).options(name=name, namespace=TRIALS).remote()
         try:
             ray.get(log.summary.remote(), timeout=ASK_TIMEOUT_S)
-            self.follow(running, old, Trial(plan.kind, application(new), plan.share, name))
+            until_s = time.time() + plan.seconds + ASK_TIMEOUT_S
+            self.follow(running, old, Trial(plan.kind, application(new), plan.share, name, until_s))
             time.sleep(plan.seconds)
             summary: dict[str, Any] = ray.get(log.summary.remote(), timeout=ASK_TIMEOUT_S)
             return summary
@@ -206,15 +207,3 @@ class Live:
         for name in serve.status().applications:
             if name.startswith(MODEL_PREFIX) and name != self.application:
                 self.remove(name)
-
-
-def application(bundle: ServedBundle) -> str:
-    """What the application of a bundle's model is called."""
-    return f"{MODEL_PREFIX}{bundle.version}"
-
-
-def _cause(messages: Sequence[str]) -> str:
-    """The last error of our own in Ray's messages, or all of them in one line."""
-    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("distft.errors.") or "Error: " in line]
-    return errors[-1] if errors else " ".join(lines)[:500]

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from distft.data.encode import Encoder
 from distft.deploy import checks
 from distft.deploy.checks import Answered, Check, Limits
-from distft.deploy.live import DRAIN_S, Live, TrialPlan, application
+from distft.deploy.live import DRAIN_S, Live, TrialPlan
 from distft.errors import ArtefactError, RefusedError, ServingError, UsageError
 from distft.lock import locked
 from distft.promotions import Attempt, Outcome, note, read_record
 from distft.schema import NUM_RESERVED
+from distft.serve.app import application
 from distft.serve.arrangement import ServedBundle, served_bundle
 from distft.serve.golden import GoldenRequest, difference, read_golden
 from distft.storage import Storage

@@ -137,6 +137,11 @@ def ingress_application(
     return deployment.bind(arrangement)
 
 
+def application(bundle: ServedBundle) -> str:
+    """What the application of a bundle's model is called."""
+    return f"{MODEL_PREFIX}{bundle.version}"
+
+
 def application_of(bundle: ServedBundle, arrangement: Arrangement) -> serve.Application:
     """The application of the model of a bundle, in a service that is run so."""
     return model_application(bundle.uri, bundle.settings, arrangement.deny, bundle.version, arrangement.trusted_key)
@@ -151,7 +156,7 @@ def deploy(bundle: ServedBundle, arrangement: Arrangement, http: tuple[str, int]
     host, port = http
     options = {"runtime_env": {"env_vars": proxy}}
     serve.start(http_options={"host": host, "port": port}, logging_config=_QUIET, controller_options=options)
-    name, settings = f"{MODEL_PREFIX}{bundle.version}", bundle.settings
+    name, settings = application(bundle), bundle.settings
     targets = [serve.RunTarget(application_of(bundle, arrangement), name=name, route_prefix=None)]
     if arrangement.keeping is not None:
         histories = history_application(bundle.uri, bundle.version, arrangement.keeping)
@@ -165,12 +170,19 @@ def deploy(bundle: ServedBundle, arrangement: Arrangement, http: tuple[str, int]
 
 
 def failures() -> dict[str, str]:
-    """Why applications could not be deployed: name → Ray's messages."""
+    """Why applications could not be deployed: name → the cause, in one line."""
     failed = {name: app for name, app in serve.status().applications.items() if app.status == "DEPLOY_FAILED"}
     return {
-        name: "\n".join([app.message, *(deployment.message for deployment in app.deployments.values())])
+        name: cause([app.message, *(deployment.message for deployment in app.deployments.values())])
         for name, app in failed.items()
     }
+
+
+def cause(messages: Sequence[str]) -> str:
+    """The last error of a Python trace in Ray's messages, or the messages in one line."""
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("distft.errors.") or "Error: " in line]
+    return errors[-1] if errors else " ".join(lines)[:500]
 
 
 def is_running() -> bool:

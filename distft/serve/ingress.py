@@ -11,13 +11,14 @@ import gc
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from starlette.types import ASGIApp
 
@@ -84,7 +85,10 @@ class Ingress:
         """Follows ``user_config``, see ``ingress_config``."""
         self.config = config
         trial = config.get("trial")
-        self.trial = Tried(Trial(**trial), self._ask) if trial else None
+        self.trial = None
+        # A process that starts after a promotion was killed finds its trial here, and nothing of it on the cluster.
+        with suppress(ValueError, RayServeException):
+            self.trial = Tried(Trial(**trial), self._ask) if trial else None
         self.handle = serve.get_app_handle(config["model_application"])
         self.model_version = config["model_application"].removeprefix(MODEL_PREFIX)
         self.request_timeout_s = config["request_timeout_s"]
@@ -241,19 +245,13 @@ class Tried:
 
     def is_chosen(self, kind: Kind) -> bool:
         """True if this request is one of the trial's share."""
-        return self.trial.kind == kind and random.random() < self.trial.share
+        return self.trial.kind == kind and time.time() < self.trial.until_s and random.random() < self.trial.share
 
     async def answer(self, query: Query) -> Recommendation | None:
         """The new model's answer; None where the running one has to answer instead."""
-        started_s = time.perf_counter()
-        try:
-            reply = await self._ask("recommend", query, of=self.handle)
-        except (ServingError, Overloaded):
-            reply = None
-        if not isinstance(reply, Recommendation):  # what the new model refuses, the running one may follow
-            self._log.failure.remote()
-            return None
-        self._log.answered.remote(time.perf_counter() - started_s)
+        reply, took_s = await self._asked(query)
+        if reply is not None:
+            self._log.answered.remote(took_s)
         return reply
 
     def mirror(self, query: Query, running: Recommendation, running_took_s: float) -> None:
@@ -264,16 +262,21 @@ class Tried:
             task.add_done_callback(self._mirrored.discard)
 
     async def _compare(self, query: Query, running: Recommendation, running_took_s: float) -> None:
+        reply, took_s = await self._asked(query)
+        if reply is not None:
+            self._log.answered.remote(took_s, running_took_s, overlap(reply.item_ids, running.item_ids))
+
+    async def _asked(self, query: Query) -> tuple[Recommendation | None, float]:
+        """(the new model's answer, its seconds); None, and noted, where it fails or refuses what another may follow."""
         started_s = time.perf_counter()
         try:
             reply = await self._ask("recommend", query, of=self.handle)
-        except (ServingError, Overloaded):
+        except (ServingError, Overloaded, RayTaskError):
             reply = None
         if not isinstance(reply, Recommendation):
             self._log.failure.remote()
-            return
-        alike = overlap(reply.item_ids, running.item_ids)
-        self._log.answered.remote(time.perf_counter() - started_s, running_took_s, alike)
+            reply = None
+        return reply, time.perf_counter() - started_s
 
 
 def _answered(reply: _Answer | Refusal | Busy) -> _Answer:

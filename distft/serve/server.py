@@ -299,7 +299,7 @@ def _wait_until_ready(service: Service, timeout_s: float, failures: Callable[[],
         else:
             ready_since = float("inf")
             for name, message in failures().items():
-                raise ServingError(f"{name} did not start: {_cause(message)}")
+                raise ServingError(f"{name} did not start: {message}")
         if time.monotonic() > deadline:
             raise ServingError(
                 f"The service was not ready after {timeout_s:g} s: {problem}",
@@ -339,13 +339,6 @@ def _json(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _cause(message: str) -> str:
-    """The last error of a Python trace in Ray's message, or the message in one line."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("distft.errors.") or "Error: " in line]
-    return errors[-1] if errors else " ".join(lines)[:500]
 
 
 def _reachable(host: str) -> str:

@@ -22,12 +22,16 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Trial:
-    """``application``: the new model's. ``share`` of the requests goes there. ``log``: name of the ``TrialLog``."""
+    """``application``: the new model's. ``share`` of the requests goes there. ``log``: name of the ``TrialLog``.
+
+    ``until_s`` (since 1970): it ends then at the latest, also where the promotion was killed meanwhile.
+    """
 
     kind: Kind
     application: str
     share: float
     log: str
+    until_s: float
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from distft.promotions import read_record
 from distft.serve import server
 from distft.serve.arrangement import MODEL_PREFIX, Options, served_bundle
 from distft.serve.server import Service
+from distft.serve.trial import Trial
 from distft.signing import FILE, sign
 from distft.storage import Storage
 from tests.serve.bundles import encoder, write_bundle
@@ -210,8 +212,12 @@ def test_a_trial_on_real_requests_comes_first_and_what_a_kill_left_is_taken_away
     left, third = make("left"), make("third")
     live = Live()
     live.start(served_bundle(left)[0], 60)
+    running = read_record(state).running
+    assert running is not None
+    gone = Trial("canary", "model-gone", 1.0, "gone", time.time() + 60)
+    live.follow(served_bundle(Storage(running.bundle))[0], trial=gone)  # as a process would find it that starts now
     live.close()
-    assert len(models()) == 2
+    assert len(models()) == 2 and served(service) == running.version
     old, new = served(service), version_of(third)
     plans = [TrialPlan("shadow", 1.0, 3.0), TrialPlan("canary", 0.5, 3.0)]
     with pytest.raises(RefusedError, match="by the check 'shadow': no request came"):
