@@ -217,6 +217,8 @@ def _load_table(checkpoint: Checkpoint, table: ShardedTable) -> None:
     table.steps = int(described["steps"])
     for part in ("table", "optimizer-table"):
         for file, first, step in table_files(checkpoint.state, part):
+            if not table.wants(first, step):  # with as many workers as wrote it, each reads its own file alone
+                continue
             for kind, start, values in read_rows(checkpoint.storage, file):
                 table.take(kind, first + step * start, step, values)
 

@@ -173,6 +173,10 @@ class ShardedTable:
         yield "weight", self.weight
         yield from self.state.items()
 
+    def wants(self, first: int, step: int) -> bool:
+        """True if some of the rows ``first``, ``first + step``, ... may be this rank's."""
+        return (first - self.rank) % math.gcd(step, self.world_size) == 0
+
     @torch.no_grad()
     def take(self, kind: str, first: int, step: int, values: Tensor) -> None:
         """Takes those of the ``values`` that are of this rank's rows: of the rows ``first``, ``first + step``, ..."""

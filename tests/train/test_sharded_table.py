@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -111,3 +112,11 @@ def test_a_row_that_was_not_looked_up_is_not_given(one_rank: None) -> None:
     with pytest.raises(AssertionError, match="not looked up"):
         table.lookup(torch.tensor([4]))
     assert table.lookup(torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 3, DIM)
+
+
+def test_files_without_any_row_of_a_rank_are_known(one_rank: None) -> None:
+    table = ShardedTable("items", LookedUp(NUM_ROWS, DIM), rule_of("adamw"), SEED, CPU)
+    for step, world_size in product(range(1, 7), repeat=2):
+        for first, rank in product(range(step), range(world_size)):
+            table.rank, table.world_size = rank, world_size
+            assert table.wants(first, step) == any(row % world_size == rank for row in range(first, 100, step))
