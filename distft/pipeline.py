@@ -52,7 +52,7 @@ def run(context: Context, stages: tuple[StageName, ...]) -> dict[str, dict[str, 
             known = _with_found_values(context, name, searched="tune" not in stages)
             if known is not None:
                 _refuse_changes(known, name, {"keys": _keys(known, name)})
-        if cluster.is_remote():
+        if cluster.is_remote() or any(to_train(context, stages)):
             started.enter_context(cluster.connect())
             _check_size(context, stages)
         if "prepare" in stages:  # before it works for hours; what is prepared already is asked before it is trained on

@@ -309,6 +309,14 @@ def test_what_a_later_stage_refuses_is_told_before_the_first_one_works(copied):
     assert (Storage(copied.storage) / "train").manifest("train") == before
 
 
+def test_a_training_that_this_machine_could_never_run_is_refused_before_anything_is_prepared(ray_session, tmp_path):
+    job = small_job(tmp_path / "run", "scaling={num_workers: 1, use_gpu: false, cpus_per_worker: 999}")
+    with pytest.raises(UsageError, match="1 workers of 999 CPU each do not fit on this cluster"):
+        states(job)
+    assert Storage(job.storage).manifest("dataset") is None
+    assert not (tmp_path / "run" / "dataset").exists()
+
+
 def test_force_makes_an_artefact_again_whose_manifest_is_damaged(copied):
     manifest = Storage(copied.storage).path / "report" / "manifest.json"
     for text in ("xx", "{}", '{"kind": "report", "files": null}', "[]"):
