@@ -27,7 +27,10 @@ ScoreChunk = Callable[[int, int], Tensor]
 """(start, end) → s_BC: scores of the item rows start..end-1 for every history."""
 
 CHUNK_SCORES = 1 << 18
-"""Scores computed at once on a CPU: 1 MB in fp32, which are still in its caches when they are read."""
+"""Scores computed at once on a CPU to rank targets: 1 MB in fp32, still in its caches when they are compared."""
+
+LIST_SCORES = 1 << 21
+"""The same to find the best: 8 MB, because torch.topk has its price for each row of a chunk, however wide that is."""
 
 DEVICE_CHUNK_SCORES = 1 << 24
 """Scores computed at once on a GPU, where a chunk costs what it takes to start it."""
@@ -49,12 +52,14 @@ def top_k(
     """
     best_BK = torch.full((batch_size, 0), -torch.inf)
     rows_BK = torch.zeros((batch_size, 0), dtype=torch.int64)
+    found: list[tuple[Tensor, Tensor]] = []
     for start, s_BC in _chunks(scores, num_items, batch_size, excluded):
         s_Bk, column_Bk = _best(s_BC, k)
-        s_BC = torch.cat([best_BK.to(s_Bk.device), s_Bk], dim=1)
-        rows_BC = torch.cat([rows_BK.to(s_Bk.device), column_Bk + start], dim=1)
-        best_BK, place_BK = _best(s_BC, k)
-        rows_BK = rows_BC.gather(1, place_BK)
+        found.append((s_Bk, column_Bk + start))
+        if sum(s_Bk.numel() for s_Bk, _ in found) > LIST_SCORES:
+            found = [_merged(found, k)]
+    if found:
+        best_BK, rows_BK = _merged(found, k)
     missing = k - best_BK.shape[1]
     if missing > 0:
         best_BK = torch.nn.functional.pad(best_BK, (0, missing), value=-torch.inf)
@@ -74,7 +79,8 @@ def target_ranks(
     A target that is not in the catalogue, or is excluded, is a ``MISS``. ``expected_B``:
     the targets' own scores, as far as known; where they are those of the chunks, every chunk is computed once.
     """
-    spans = _spans(num_items, len(target_B), target_B.device)
+    num_scores = CHUNK_SCORES if target_B.device.type == "cpu" else DEVICE_CHUNK_SCORES
+    spans = _spans(num_items, len(target_B), num_scores)
     if not spans or not len(target_B):
         return torch.full_like(target_B, MISS)
     if len(spans) == 1:
@@ -162,9 +168,9 @@ class _Above:
         return torch.from_numpy(num_B)
 
 
-def _spans(num_items: int, batch_size: int, device: torch.device) -> list[tuple[int, int]]:
-    """The (start, end) of every chunk of item rows; all but the last are equally wide."""
-    width = max(1, (CHUNK_SCORES if device.type == "cpu" else DEVICE_CHUNK_SCORES) // max(1, batch_size))
+def _spans(num_items: int, batch_size: int, num_scores: int) -> list[tuple[int, int]]:
+    """The (start, end) of every chunk of item rows, of ``num_scores`` together; all but the last are equally wide."""
+    width = max(1, num_scores // max(1, batch_size))
     return [(start, min(start + width, num_items)) for start in range(NUM_RESERVED, num_items, width)]
 
 
@@ -176,9 +182,8 @@ def ordered(s: Tensor) -> Tensor:
 def _chunks(
     scores: ScoreChunk, num_items: int, batch_size: int, excluded: Sequence[NDArray[np.int32]] | None
 ) -> Iterator[tuple[int, Tensor]]:
-    cpu = torch.device("cpu")
-    spans = _spans(num_items, batch_size, cpu)
-    for (start, end), place_P in zip(spans, _Exclusions.of(excluded).places(spans, cpu), strict=True):
+    spans = _spans(num_items, batch_size, LIST_SCORES)
+    for (start, end), place_P in zip(spans, _Exclusions.of(excluded).places(spans, torch.device("cpu")), strict=True):
         s_BC = scores(start, end).float()
         if bool(s_BC.sum().isnan()):  # of infinities too, which stay as they are
             s_BC = ordered(s_BC)
@@ -222,22 +227,26 @@ class _Exclusions:
 
 
 def _best(s_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(scores_BK, columns_BK) of the k best of each row, best first, ties to the lower column.
+    """(scores_BK, columns_BK) of the k best of each row in any order, of equal ones those in the lower columns.
 
     torch.topk leaves open which of equal scores it returns. That matters only where the k-th and the next score are
     equal; there the k-th is a threshold: all above it are in, of those equal to it the lowest columns fill up.
     """
-    k = min(k, s_BC.shape[1])
-    if k < s_BC.shape[1]:
-        best_BM, column_BM = torch.topk(s_BC, k + 1, dim=1)
-        column_BK = column_BM[:, :k]
-        if k and not bool((best_BM[:, k - 1] > best_BM[:, k]).all()):
-            column_BK = _lowest_of_the_best(s_BC, best_BM[:, k - 1 : k], k)
-    else:
-        column_BK = torch.arange(k, device=s_BC.device).expand(len(s_BC), -1)
-    column_BK = column_BK.sort(1).values
-    s_BK, order_BK = torch.sort(s_BC.gather(1, column_BK), dim=1, descending=True, stable=True)
-    return s_BK, column_BK.gather(1, order_BK)
+    if k >= s_BC.shape[1]:
+        return s_BC, torch.arange(s_BC.shape[1], device=s_BC.device).expand(len(s_BC), -1)
+    best_BM, column_BM = torch.topk(s_BC, k + 1, dim=1)
+    if not k or bool((best_BM[:, k - 1] > best_BM[:, k]).all()):
+        return best_BM[:, :k], column_BM[:, :k]
+    column_BK = _lowest_of_the_best(s_BC, best_BM[:, k - 1 : k], k)
+    return s_BC.gather(1, column_BK), column_BK
+
+
+def _merged(found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """(scores_BK, rows_BK) of the k best among some of several chunks, best first, ties to the lower row."""
+    s_BM, row_BM = (torch.cat(some, dim=1) for some in zip(*found, strict=True))
+    row_BM, order_BM = row_BM.sort(1)
+    s_BM, order_BK = torch.sort(s_BM.gather(1, order_BM), dim=1, descending=True, stable=True)
+    return s_BM[:, :k], row_BM.gather(1, order_BK[:, :k])
 
 
 def _lowest_of_the_best(s_BC: Tensor, threshold_B1: Tensor, k: int) -> Tensor:

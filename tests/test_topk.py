@@ -36,13 +36,14 @@ def test_equals_a_plain_sort_with_ties_and_exclusions(num_items, batch_size, k, 
     excluded = [rng.choice(num_items, rng.integers(0, num_items), replace=False) for _ in range(batch_size)]
     excluded = [items.astype(np.int32) for items in excluded]
     scores = torch.from_numpy(s_BN)
-    before, topk.CHUNK_SCORES = topk.CHUNK_SCORES, chunk
+    before = topk.CHUNK_SCORES, topk.LIST_SCORES
+    topk.CHUNK_SCORES, topk.LIST_SCORES = chunk, chunk
     try:
         best_BK, rows_BK = top_k(lambda a, b: scores[:, a:b].clone(), num_items, k, excluded, batch_size)
         target_B = torch.from_numpy(rng.integers(0, num_items, batch_size))
         rank_B = target_ranks(lambda a, b: scores[:, a:b].clone(), num_items, target_B, excluded)
     finally:
-        topk.CHUNK_SCORES = before
+        topk.CHUNK_SCORES, topk.LIST_SCORES = before
     for index, order in enumerate(plain_order(s_BN, excluded)):
         wanted = order[:k] + [0] * (k - len(order))
         assert rows_BK[index].tolist() == wanted

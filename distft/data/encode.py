@@ -161,6 +161,10 @@ class Encoder:
         return {item_id: row for row, item_id in enumerate(self.item_ids.tolist()) if row >= NUM_RESERVED}
 
     @cached_property
+    def _code_of_event(self) -> dict[str, int]:
+        return {name: code for code, name in enumerate(self.event_names, 1)}
+
+    @cached_property
     def _row_of_word(self) -> dict[str, int]:
         return {word: row for row, word in enumerate(self.token_words) if row >= NUM_RESERVED}
 
@@ -190,15 +194,15 @@ class Encoder:
     def item_rows(self, ids: Iterable[str]) -> NDArray[np.int32]:
         """Row of each item id; UNKNOWN for an id that has none."""
         row_of_item = self._row_of_item
-        return np.fromiter((row_of_item.get(item_id, UNKNOWN) for item_id in ids), np.int32)
+        return np.array([row_of_item.get(item_id, UNKNOWN) for item_id in ids], np.int32)
 
     def event_code(self, name: str) -> int:
         """Code of an event type; raises DataError naming the valid ones."""
-        try:
-            return self.event_names.index(name) + 1
-        except ValueError:
+        code = self._code_of_event.get(name)
+        if code is None:
             valid = ", ".join(self.event_names)
-            raise DataError(f"'{name}' is not an event of this dataset", f"one of {valid}") from None
+            raise DataError(f"'{name}' is not an event of this dataset", f"one of {valid}")
+        return code
 
     def tokens(self, text: str) -> list[int]:
         """Token rows of a query's words; UNKNOWN for a word that has none."""
@@ -210,22 +214,25 @@ class Encoder:
 
         Raises DataError for an unknown event type, and for an event without an item that needs one.
         """
-        if all(event.time_ms is not None for event in events):
+        times = [event.time_ms for event in events]
+        if None not in times and sorted(times) != times:  # type: ignore[type-var]
             events = sorted(events, key=lambda event: event.time_ms or 0)
-        for event in events:
+            times = [event.time_ms for event in events]
+        ids = [event.item_id for event in events]
+        for event in events if None in ids else ():
             if event.item_id is None and event.event not in ITEMLESS_EVENTS:
                 itemless = ", ".join(sorted(ITEMLESS_EVENTS))
                 raise DataError(f"a {event.event} has no item_id", f"one; only these may lack it: {itemless}")
+        item_row = self.item_rows(item_id or "" for item_id in ids)
+        item_row[[item_id is None for item_id in ids]] = PAD
         tokens = [self.tokens(event.query) if event.query else [] for event in events]
-        rows = self.item_rows(event.item_id or "" for event in events)
-        lacking = np.array([event.item_id is None for event in events], np.bool_)
-        times = [NO_TIME if event.time_ms is None else event.time_ms for event in events]
-        codes = np.array([self.event_code(event.event) for event in events], np.int8)
+        code_of_event, names = self._code_of_event, [event.event for event in events]
+        codes = np.array([code_of_event.get(name) or self.event_code(name) for name in names], np.int8)
         return Histories(
             offsets=np.array([0, len(events)], np.int64),
-            item_row=np.where(lacking, PAD, rows).astype(np.int32),
+            item_row=item_row,
             event=codes,
-            time_ms=np.array(times, np.int64),
+            time_ms=np.array([NO_TIME if time_ms is None else time_ms for time_ms in times], np.int64),
             query_offsets=np.concatenate([[0], np.cumsum([len(row) for row in tokens])]).astype(np.int64),
             query_tokens=np.array([token for row in tokens for token in row], np.int32),
             user_row=np.full(1, -1, np.int32),
@@ -234,6 +241,8 @@ class Encoder:
 
     def labels(self, codes: NDArray[np.int8], value: NDArray[np.float32]) -> NDArray[np.float32]:
         """The label of every event as a dataset holds it; NaN where its value is not known, 0 where there is none."""
+        if not len(self.label_codes):
+            return np.zeros(len(codes), np.float32)
         labels = np.where(np.isnan(value), np.nan, value >= np.float32(self.label_at_least or 0.0))
         return np.where(np.isin(codes, self.label_codes), labels, 0.0).astype(np.float32)
 

@@ -165,15 +165,19 @@ class Predictor:
         """The query as rows. Raises QueryError naming the field that the model cannot follow."""
         if not 1 <= query.k <= self.job.serve.max_k:
             raise QueryError(f"{query.k} items are asked for", f"1 to {self.job.serve.max_k}", "", "k")
-        names = self.encoder.event_names
-        followed = [place for place, event in enumerate(query.events) if not query.kept or event.event in names]
-        events = [query.events[place] for place in followed]
+        followed: Sequence[int] = range(len(query.events))
+        if query.kept:
+            names = self.encoder.event_names
+            followed = [place for place in followed if query.events[place].event in names]
+        events = [query.events[place] for place in followed] if query.kept else query.events
         self._check_events(events)
         self._check_user(query.user)
         histories = self.encoder.encode_events(events)
         seen = excluded_items(histories, self._exclusion(query.exclude_seen), self.encoder.target_codes)
-        denied = self.encoder.item_rows(query.exclude_items)
-        excluded = np.union1d(seen[0] if seen else denied[:0], denied[denied >= NUM_RESERVED])
+        excluded = seen[0] if seen else np.zeros(0, np.int32)
+        if query.exclude_items:
+            denied = self.encoder.item_rows(query.exclude_items)
+            excluded = np.union1d(excluded, denied[denied >= NUM_RESERVED])
         kept_N = self._kept(query.filter)
         if query.deny and self._allowed_N is not None:
             kept_N = self._allowed_N if kept_N is None else kept_N & self._allowed_N
@@ -338,7 +342,7 @@ class Predictor:
         )
 
 
-def _by_time(places: list[int], events: Sequence[RawEvent]) -> NDArray[np.int64]:
+def _by_time(places: Sequence[int], events: Sequence[RawEvent]) -> NDArray[np.int64]:
     """The places in the order in which the encoder puts their events."""
     if all(events[place].time_ms is not None for place in places):
         places = sorted(places, key=lambda place: events[place].time_ms or 0)
