@@ -24,7 +24,7 @@ from torch import Tensor
 from distft.schema import NUM_RESERVED
 
 ScoreChunk = Callable[[int, int], Tensor]
-"""(start, end) → s_BC: scores of the item rows start..end-1 for every history."""
+"""(start, end) → s_BC: scores of the item rows start..end-1 for every history, a new tensor that may be changed."""
 
 CHUNK_SCORES = 1 << 18
 """Scores computed at once on a CPU to rank targets: 1 MB in fp32, still in its caches when they are compared."""
@@ -185,10 +185,8 @@ def _chunks(
     spans = _spans(num_items, batch_size, LIST_SCORES)
     for (start, end), place_P in zip(spans, _Exclusions.of(excluded).places(spans, torch.device("cpu")), strict=True):
         s_BC = scores(start, end).float()
-        if bool(s_BC.sum().isnan()):  # of infinities too, which stay as they are
-            s_BC = ordered(s_BC)
         if len(place_P):
-            s_BC = s_BC.clone(memory_format=torch.contiguous_format)
+            s_BC = s_BC.contiguous()
             s_BC.view(-1).index_fill_(0, place_P.to(s_BC.device), -torch.inf)
         yield start, s_BC
 
@@ -231,10 +229,13 @@ def _best(s_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     torch.topk leaves open which of equal scores it returns. That matters only where the k-th and the next score are
     equal; there the k-th is a threshold: all above it are in, of those equal to it the lowest columns fill up.
+    A NaN, which it takes for the highest of all, is as good as -inf.
     """
     if k >= s_BC.shape[1]:
-        return s_BC, torch.arange(s_BC.shape[1], device=s_BC.device).expand(len(s_BC), -1)
+        return ordered(s_BC), torch.arange(s_BC.shape[1], device=s_BC.device).expand(len(s_BC), -1)
     best_BM, column_BM = torch.topk(s_BC, k + 1, dim=1)
+    if bool(best_BM[:, 0].isnan().any()):
+        return _best(ordered(s_BC), k)
     if not k or bool((best_BM[:, k - 1] > best_BM[:, k]).all()):
         return best_BM[:, :k], column_BM[:, :k]
     column_BK = _lowest_of_the_best(s_BC, best_BM[:, k - 1 : k], k)

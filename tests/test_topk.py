@@ -112,7 +112,7 @@ def test_an_endless_score_ranks_first_and_ties_with_its_like():
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_scores_that_are_not_numbers_rank_last(bad):
     scores = torch.tensor([[0.0, 0.0, 1.0, bad, 2.0]])
-    rows = top_k(lambda a, b: scores[:, a:b].clone(), 5, 3, None, 1)[1]
-    assert rows.tolist() == [[4, 2, 0]]
+    for k, wanted in ((3, [4, 2, 0]), (2, [4, 2]), (1, [4]), (0, [])):
+        assert top_k(lambda a, b: scores[:, a:b].clone(), 5, k, None, 1)[1].tolist() == [wanted]
     rank = target_ranks(lambda a, b: scores[:, a:b].clone(), 5, torch.tensor([3]), None)
     assert rank.tolist() == [MISS]

@@ -74,7 +74,7 @@ def _without(scores: ScoreChunk, denied: NDArray[np.int64]) -> ScoreChunk:
 
     def kept(start: int, end: int) -> Tensor:
         here = denied[(denied >= start) & (denied < end)] - start
-        s_BC = scores(start, end).clone()
+        s_BC = scores(start, end)
         s_BC[:, here] = -np.inf
         return s_BC
 
