@@ -33,6 +33,8 @@ from distft.errors import EXIT_INTERRUPTED, RunError, UsageError
 BRIDGE = "distft"
 """Interfaces of this name and a number: the number is also that of the network 198.18.NUMBER.0/24 (RFC 2544: for
 tests, routed nowhere), and part of the names of its namespaces."""
+CABLE = "dft"
+"""The bridge's ends of its cables: this, the number and the node's name, which has to be short."""
 NUM_NETWORKS = 200
 LOCK = "/run"
 """A folder that is always there: its lock lets one process at a time make or remove networks."""
@@ -115,6 +117,7 @@ class LocalCluster:
         node.kill()
         self.nodes.remove(node)
         if node.namespace:
+            _ip("link", "del", node.link)
             _ip("netns", "del", node.namespace)
         shutil.rmtree(node.folder, ignore_errors=True)
 
@@ -290,7 +293,8 @@ def _sweep() -> None:
     """Removes the networks whose owner is gone; one without an owner was killed as it made it."""
     bridges = {name for name in os.listdir("/sys/class/net") if name.removeprefix(BRIDGE).isdigit()}
     spaces = {name.split("-")[0] for name in _namespaces() if name.partition("-")[0].removeprefix(BRIDGE).isdigit()}
-    for name in bridges | spaces:
+    cables = {name.split("-")[0].removeprefix(CABLE) for name in os.listdir("/sys/class/net") if name.startswith(CABLE)}
+    for name in bridges | spaces | {f"{BRIDGE}{number}" for number in cables if number.isdigit()}:
         alias = Path(f"/sys/class/net/{name}/ifalias")
         owner = alias.read_text().strip() if alias.exists() else ""
         pid = owner.split("-")[0]
@@ -299,11 +303,19 @@ def _sweep() -> None:
 
 
 def _remove(number: int) -> None:
-    """Ends what runs in the namespaces of a network, and removes them, and it."""
-    for name in _namespaces():
-        if name.startswith(f"{BRIDGE}{number}-"):
-            _end(lambda name=name: namespace_pids(name))  # type: ignore[misc]
-            _ip("netns", "del", name)
+    """Ends what runs in the namespaces of a network, and removes them, and it.
+
+    The cables go by themselves with their namespace, but that lives on while a connection waits for its other end,
+    which nobody will hear of any more: up to a quarter of an hour. So they are taken away first.
+    """
+    spaces = [name for name in _namespaces() if name.startswith(f"{BRIDGE}{number}-")]
+    for name in spaces:
+        _end(lambda name=name: namespace_pids(name))  # type: ignore[misc]
+    for link in os.listdir("/sys/class/net"):
+        if link.startswith(f"{CABLE}{number}-"):
+            _ip("link", "del", link)
+    for name in spaces:
+        _ip("netns", "del", name)
     if os.path.exists(f"/sys/class/net/{BRIDGE}{number}"):
         _ip("link", "del", f"{BRIDGE}{number}")
 
@@ -322,7 +334,8 @@ def _placed(name: str, place: int, network: int | None, folder: Path) -> Node:
     """A node's namespace with its interface ``eth0`` at 198.18.NETWORK.PLACE, and nothing running in it yet."""
     if network is None:
         return Node(name, "127.0.0.1", folder / name)
-    node = Node(name, f"198.18.{network}.{place}", folder / name, f"{BRIDGE}{network}-{name}", f"dft{network}-{name}")
+    address, space = f"198.18.{network}.{place}", f"{BRIDGE}{network}-{name}"
+    node = Node(name, address, folder / name, space, f"{CABLE}{network}-{name}")
     inside = ("-n", node.namespace)
     _ip("netns", "add", node.namespace)
     _ip("link", "add", node.link, "type", "veth", "peer", "name", "eth0", "netns", node.namespace)

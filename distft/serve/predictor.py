@@ -334,8 +334,8 @@ class Predictor:
     ) -> Recommendation:
         found_K = rows_K != PAD
         return Recommendation(
-            item_ids=[str(item_id) for item_id in self.encoder.item_ids[rows_K[found_K]]],
-            scores=[float(score) for score in scores_K[found_K]],
+            item_ids=self.encoder.item_ids[rows_K[found_K]].tolist(),
+            scores=scores_K[found_K].tolist(),
             unknown_items=query.unknown_items,
             source="model" if query.num_events else "popularity",
             model_version=self.version,
