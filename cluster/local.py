@@ -35,6 +35,8 @@ BRIDGE = "distft"
 tests, routed nowhere), and part of the names of its namespaces."""
 CABLE = "dft"
 """The bridge's ends of its cables: this, the number and the node's name, which has to be short."""
+SETTINGS = Path("/etc/netns")
+"""What lies here in a folder of a namespace's name stands there in the place of the files in /etc: ``man ip-netns``."""
 NUM_NETWORKS = 200
 LOCK = "/run"
 """A folder that is always there: its lock lets one process at a time make or remove networks."""
@@ -118,7 +120,7 @@ class LocalCluster:
         self.nodes.remove(node)
         if node.namespace:
             _ip("link", "del", node.link)
-            _ip("netns", "del", node.namespace)
+            _delete(node.namespace)
         shutil.rmtree(node.folder, ignore_errors=True)
 
     def cut(self, node: Node) -> None:
@@ -294,7 +296,8 @@ def _sweep() -> None:
     bridges = {name for name in os.listdir("/sys/class/net") if name.removeprefix(BRIDGE).isdigit()}
     spaces = {name.split("-")[0] for name in _namespaces() if name.partition("-")[0].removeprefix(BRIDGE).isdigit()}
     cables = {name.split("-")[0].removeprefix(CABLE) for name in os.listdir("/sys/class/net") if name.startswith(CABLE)}
-    for name in bridges | spaces | {f"{BRIDGE}{number}" for number in cables if number.isdigit()}:
+    kept = {path.name.split("-")[0].removeprefix(BRIDGE) for path in SETTINGS.glob(f"{BRIDGE}*-*")}
+    for name in bridges | spaces | {f"{BRIDGE}{number}" for number in cables | kept if number.isdigit()}:
         alias = Path(f"/sys/class/net/{name}/ifalias")
         owner = alias.read_text().strip() if alias.exists() else ""
         pid = owner.split("-")[0]
@@ -314,10 +317,18 @@ def _remove(number: int) -> None:
     for link in os.listdir("/sys/class/net"):
         if link.startswith(f"{CABLE}{number}-"):
             _ip("link", "del", link)
-    for name in spaces:
-        _ip("netns", "del", name)
+    for name in {*spaces, *(path.name for path in SETTINGS.glob(f"{BRIDGE}{number}-*"))}:
+        _delete(name)
     if os.path.exists(f"/sys/class/net/{BRIDGE}{number}"):
         _ip("link", "del", f"{BRIDGE}{number}")
+
+
+def _delete(namespace: str) -> None:
+    if namespace in _namespaces():
+        _ip("netns", "del", namespace)
+    shutil.rmtree(SETTINGS / namespace, ignore_errors=True)
+    with suppress(OSError):  # others have settings there
+        SETTINGS.rmdir()
 
 
 def _namespaces() -> list[str]:
@@ -338,6 +349,10 @@ def _placed(name: str, place: int, network: int | None, folder: Path) -> Node:
     node = Node(name, address, folder / name, space, f"{CABLE}{network}-{name}")
     inside = ("-n", node.namespace)
     _ip("netns", "add", node.namespace)
+    # No name server is reached from there, and torch looks up the name of every peer: twenty seconds of a training's
+    # start would be waiting for an answer. One that refuses is as good as none, and says so at once.
+    (SETTINGS / node.namespace).mkdir(parents=True, exist_ok=True)
+    (SETTINGS / node.namespace / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     _ip("link", "add", node.link, "type", "veth", "peer", "name", "eth0", "netns", node.namespace)
     _ip("link", "set", node.link, "master", f"{BRIDGE}{network}", "up")
     _ip(*inside, "addr", "add", f"{node.ip}/24", "dev", "eth0")

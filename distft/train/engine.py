@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -330,6 +331,8 @@ def import_deepspeed() -> Any:
     """The module, without what takes long and is not used here."""
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # its Muon is compiled when it is imported: seconds for torch's compiler
+    unwanted = {"mlflow"} - sys.modules.keys()  # a second, for its autotuner, which does without where there is none
+    sys.modules.update(dict.fromkeys(unwanted))  # type: ignore[arg-type]
     try:
         with _quiet(Warning):
             import deepspeed
@@ -337,6 +340,8 @@ def import_deepspeed() -> Any:
             import deepspeed.runtime.zero.muon.muon_optimizer
             from deepspeed.utils import logger
     finally:
+        for name in unwanted:
+            del sys.modules[name]
         if before is None:
             del os.environ["TORCHDYNAMO_DISABLE"]
         else:
