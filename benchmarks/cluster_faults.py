@@ -182,8 +182,7 @@ def by_hand(lines: list[dict[str, Any]], report: dict[str, Any]) -> dict[str, An
     time of a step, which the report adds up, is not looked at.
     """
     struck_s = [strike["at_s"] for strike in report["strikes"]]
-    began_s = struck_s[0] - KILL_EVERY_S
-    ended_s = began_s + report["seconds"]
+    began_s, ended_s = report["began_s"], report["began_s"] + report["seconds"]
     spent_s, step_s, steps = 0.0, 0.0, 0
     for before, line in pairwise(lines):
         taken, start_s, end_s = line["step"] - before["step"], before["time_s"], line["time_s"]

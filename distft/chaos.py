@@ -114,7 +114,8 @@ def goodput(lines: Sequence[dict[str, Any]], began_s: float, ended_s: float) -> 
         spent_s += inside_s
         steps += round(taken * inside_s / took_s) if took_s else 0
     whole_s = max(1e-9, ended_s - began_s)
-    return {"seconds": round(whole_s, 1), "goodput": round(spent_s / whole_s, 4), "steps_kept": steps}
+    seconds = {"began_s": round(began_s, 3), "seconds": round(whole_s, 1)}
+    return {**seconds, "goodput": round(spent_s / whole_s, 4), "steps_kept": steps}
 
 
 # -- the schedule ------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def test_goodput_counts_the_time_of_steps_that_were_kept_within_the_window() -> 
         line(40, 0.5, 140.0),  # 130 to 140, of which the window sees the first 5 s
     ]
     found = chaos.goodput(lines, 95.0, 135.0)
-    assert found == {"seconds": 40.0, "goodput": (5 + 5 + 5) / 40, "steps_kept": 5 + 10 + 10}
+    assert found == {"began_s": 95.0, "seconds": 40.0, "goodput": (5 + 5 + 5) / 40, "steps_kept": 5 + 10 + 10}
     assert chaos.goodput([], 0.0, 10.0)["goodput"] == 0
 
 
