@@ -28,8 +28,11 @@ SHARED_MEMORY = "/dev/shm"
 MARK_FOLDER = ".distft-doctor"
 
 
-def checkup(storage: str | None, mark: str, name: str) -> dict[str, Any]:
-    """What is true of this machine, as JSON values; a mark named ``name`` is left in the storage, to be found."""
+def checkup(storage: str | None, mark: str, name: str, address: str = "127.0.0.1") -> dict[str, Any]:
+    """What is true of this machine, as JSON values; a mark named ``name`` is left in the storage, to be found.
+
+    ``lookup_s``: how long it takes to learn the name of ``address``, or that it has none.
+    """
     return {
         "host": socket.gethostname(),
         "versions": versions(),
@@ -37,6 +40,7 @@ def checkup(storage: str | None, mark: str, name: str) -> dict[str, Any]:
         "shared_memory_bytes": shutil.disk_usage(SHARED_MEMORY).total if os.path.isdir(SHARED_MEMORY) else 0,
         "disk": {"path": tempfile.gettempdir(), "free_bytes": shutil.disk_usage(tempfile.gettempdir()).free},
         "gpu": _gpu(),
+        "lookup_s": _lookup_s(address),
         "not_written": None if storage is None else _leave(storage, mark, name),
         "clock_s": time.time(),
     }
@@ -85,6 +89,13 @@ def _leave(storage: str, mark: str, name: str) -> str | None:
     except (DistftError, OSError) as error:
         return str(error)
     return None
+
+
+def _lookup_s(address: str) -> float:
+    started_s = time.perf_counter()
+    with suppress(OSError):
+        socket.getnameinfo((address, 0), 0)
+    return time.perf_counter() - started_s
 
 
 def _gpu() -> dict[str, Any]:

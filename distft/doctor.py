@@ -23,6 +23,7 @@ from distft.checkup import SHARED_MEMORY, checkup, marking, marks_seen, versions
 
 GB = 1e9
 MAX_SKEW_S = 1.0
+MAX_LOOKUP_S = 1.0
 SHARED_MEMORY_SHARE = 0.3
 """Of a machine's memory Ray takes so much for its object store, in shared memory."""
 LEAST_DISK_GB, LOW_DISK_GB = 1.0, 10.0
@@ -70,7 +71,7 @@ def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
 def _ask(nodes: Mapping[str, Mapping[str, Any]], storage: str | None, mark: str) -> dict[str, dict[str, Any] | str]:
     """The checkup of each node, with ``skew_s``; a text where it gave none."""
     began_s = time.time()
-    asked = {name: (storage, mark, str(node["NodeID"])) for name, node in nodes.items()}
+    asked = {name: (storage, mark, str(node["NodeID"]), node["NodeManagerAddress"]) for name, node in nodes.items()}
     answers = cluster.on_each(nodes, checkup, asked)
     ended_s = time.time()
     for answer in answers.values():
@@ -94,6 +95,7 @@ def _unanswered(name: str, why: str) -> Finding:
 def _judged(name: str, answer: Mapping[str, Any], node: Mapping[str, Any]) -> Iterator[Finding]:
     yield _versions(name, answer["versions"])
     yield _skew(name, answer["skew_s"])
+    yield _names(name, answer["lookup_s"])
     yield _shared_memory(name, answer)
     free_gb, path = answer["disk"]["free_bytes"] / GB, answer["disk"]["path"]
     state: State = "error" if free_gb < LEAST_DISK_GB else "warning" if free_gb < LOW_DISK_GB else "ok"
@@ -121,6 +123,14 @@ def _skew(name: str, skew_s: float) -> Finding:
         remedy = "Let NTP (chrony, systemd-timesyncd) set the node's clock: logs and time-outs are compared by it."
         return Finding(name, "clock", "warning", f"{skew_s:.1f} s off", remedy)
     return Finding(name, "clock", "ok", f"within {MAX_SKEW_S:.0f} s of this machine's")
+
+
+def _names(name: str, lookup_s: float) -> Finding:
+    found = f"the name of a node's address is looked up in {lookup_s:.1f} s"
+    if lookup_s > MAX_LOOKUP_S:
+        remedy = "Mend the name server in /etc/resolv.conf, or name one that refuses: a training's start waits for it."
+        return Finding(name, "names", "warning", found, remedy)
+    return Finding(name, "names", "ok", found)
 
 
 def _shared_memory(name: str, answer: Mapping[str, Any]) -> Finding:

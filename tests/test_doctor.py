@@ -31,7 +31,7 @@ def test_a_sound_machine_is_found_sound_and_left_as_it_was(tmp_path: Path) -> No
     there.mkdir()
     for storage in (there, tmp_path / "new"):
         findings = doctor.examine(str(storage), free_port("127.0.0.1"))
-        assert {one.what for one in findings} >= {"token", "versions", "clock", "disk", "GPUs", "storage"}
+        assert {one.what for one in findings} >= {"token", "versions", "clock", "names", "disk", "GPUs", "storage"}
         assert [one for one in findings if one.state == "error"] == []
     assert list(tmp_path.iterdir()) == [there]
     assert list(there.iterdir()) == []
@@ -68,6 +68,7 @@ CUDA = {"driver": True, "cuda": "13.0", "nccl": "2.28.9", "devices": ["H100", "H
         ({"gpu": CUDA}, 1, {"GPUs": ("warning", "counts 1")}),
         ({"gpu": {**CUDA, "devices": []}}, 0, {"GPUs": ("warning", "torch sees no GPU")}),
         ({"skew_s": 3.25}, 0, {"clock": ("warning", "3.2 s off")}),
+        ({"lookup_s": 10.01}, 0, {"names": ("warning", "10.0 s")}),
         ({"shared_memory_bytes": 64_000_000}, 0, {"shared memory": ("warning", "0.1 GB")}),
         ({"disk": {"path": "/tmp", "free_bytes": 5 * GB}}, 0, {"disk": ("warning", "5.0 GB")}),
         ({"disk": {"path": "/tmp", "free_bytes": GB // 2}}, 0, {"disk": ("error", "0.5 GB")}),
