@@ -232,11 +232,13 @@ end(signal.SIGTERM)
 if not goodbye:
     time.sleep(1)
     end(signal.SIGKILL)
+if goodbye != "keep":
     shutil.rmtree(folder, ignore_errors=True)
 """
 """Waits for the word, or the sudden end, of the process that started it, and ends what still names the folder on its
 command line, or is of Ray and has a file of it open, then: nothing, if all went well. (Ray's agents do not name it,
-and outlive a raylet that ended while they started.) After a sudden end it also removes the folder."""
+and outlive a raylet that ended while they started.) It also removes the folder, unless it is told to keep it: the
+process that started it may be killed while it says goodbye."""
 
 
 @contextmanager
@@ -257,8 +259,8 @@ def scratch_folder(prefix: str, *, kept_if_failed: bool = False) -> Iterator[str
         failed = kept_if_failed
         raise
     finally:
-        heir.communicate(b"goodbye")
-        if not failed:
+        heir.communicate(b"keep" if failed else b"goodbye")
+        if not failed:  # should the heir have been killed
             shutil.rmtree(folder, ignore_errors=True)
 
 
