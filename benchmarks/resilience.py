@@ -208,7 +208,11 @@ def nodes(folder: Path, dataset: Path, preempted: bool = False) -> dict[str, Any
     other = cluster.add_node(**size)
     os.environ["RAY_ADDRESS"] = cluster.address
     elastic = ("scaling.num_workers=[1,2]", "scaling.resize_interval_s=5", f"train.epochs={ELASTIC_EPOCHS}")
-    run = Run(placed(folder / "nodes", dataset), *elastic, f"scaling.max_failures={0 if preempted else 1}")
+    # With a checkpoint every few steps the one out of turn would be the latest for a second, or none at all.
+    own = (
+        ("scaling.max_failures=0", "train.checkpoint.every_steps=100000") if preempted else ("scaling.max_failures=1",)
+    )
+    run = Run(placed(folder / "nodes", dataset), *elastic, *own)
     try:
         run.wait(lambda: run.checkpoint() >= (2 * EVERY, 2), "two checkpoints of two workers")
         before, struck_s = run.checkpoint()[0], time.monotonic()
