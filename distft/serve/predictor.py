@@ -165,11 +165,11 @@ class Predictor:
         """The query as rows. Raises QueryError naming the field that the model cannot follow."""
         if not 1 <= query.k <= self.job.serve.max_k:
             raise QueryError(f"{query.k} items are asked for", f"1 to {self.job.serve.max_k}", "", "k")
-        followed: Sequence[int] = range(len(query.events))
+        events, followed = query.events, list(range(len(query.events)))
         if query.kept:
             names = self.encoder.event_names
-            followed = [place for place in followed if query.events[place].event in names]
-        events = [query.events[place] for place in followed] if query.kept else query.events
+            followed = [place for place in followed if events[place].event in names]
+            events = [events[place] for place in followed]
         self._check_events(events)
         self._check_user(query.user)
         histories = self.encoder.encode_events(events)
@@ -342,7 +342,7 @@ class Predictor:
         )
 
 
-def _by_time(places: Sequence[int], events: Sequence[RawEvent]) -> NDArray[np.int64]:
+def _by_time(places: list[int], events: Sequence[RawEvent]) -> NDArray[np.int64]:
     """The places in the order in which the encoder puts their events."""
     if all(events[place].time_ms is not None for place in places):
         places = sorted(places, key=lambda place: events[place].time_ms or 0)
