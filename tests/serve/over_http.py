@@ -1,4 +1,4 @@
-"""A bundle's interface on a real port, without Ray: uvicorn in a thread."""
+"""A bundle's interface on a real port, without Ray: uvicorn in a thread; and clients of many threads."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import uvicorn
 
 from distft.serve.server import free_port
+
+OF_MANY = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=None)
+"""Of a client that many threads share: it closes no idle connection. httpcore 1.0.9 may give one that it closes to a
+request that waits, which then never hears its answer (encode/httpcore, issue 1110)."""
 
 
 @contextmanager

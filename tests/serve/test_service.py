@@ -25,6 +25,7 @@ from distft.serve.server import Service
 from distft.storage import Storage
 from tests.serve.bodies import BY_HAND
 from tests.serve.bundles import NUM_ITEMS, as_json, events
+from tests.serve.over_http import OF_MANY
 
 pytestmark = pytest.mark.ray
 
@@ -72,7 +73,8 @@ def service(ray_session: object, bundle: Storage, state: Path, key: str, kept: s
 
 @pytest.fixture(scope="module")
 def client(service: Service, key: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.url, timeout=30, headers={"authorization": f"Bearer {key}"}) as http:
+    headers = {"authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=service.url, timeout=30, headers=headers, limits=OF_MANY) as http:
         yield http
 
 

@@ -26,6 +26,7 @@ from distft.serve.keys import add_key
 from distft.serve.tls import Certificate
 from distft.storage import Storage
 from tests.serve.bundles import as_json, events, write_bundle
+from tests.serve.over_http import OF_MANY
 from tests.serve.stores import redis_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
@@ -59,7 +60,8 @@ def test_more_requests_than_may_wait_are_told_to_come_again(
     bundle = write_bundle(Storage(tmp_path), ("serve.max_batch_size=1",))
     service = server.start(bundle, "127.0.0.1", server.free_port("127.0.0.1"))
     try:
-        with httpx.Client(base_url=service.url, timeout=60) as http, ThreadPoolExecutor(50) as pool:
+        client = httpx.Client(base_url=service.url, timeout=60, limits=OF_MANY)
+        with client as http, ThreadPoolExecutor(50) as pool:
             responses = list(pool.map(lambda _: http.post("/v1/recommend", json={}), range(300)))
     finally:
         service.stop()
