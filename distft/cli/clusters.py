@@ -23,7 +23,7 @@ from distft.cli.session import (
 from distft.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
-    from distft.terminal import Terminal
+    from distft.terminal.console import Terminal
 
 jobs_app = group("jobs", "Jobs on a cluster: list them, read their logs, stop one.")
 k8s_app = group("k8s", "Kubernetes: the objects of a job, for KubeRay.")
@@ -76,10 +76,11 @@ def jobs_list(address: Address = None, json: AsJson = False) -> None:
     """List the jobs that were submitted to a cluster."""
     with session(json) as terminal:
         from distft.submit import Jobs
+        from distft.terminal import results
 
         found = Jobs(address).all()
         if found:
-            terminal.jobs(found)
+            results.jobs(terminal, found)
         terminal.result({"jobs": [one.to_json() for one in found]})
 
 
@@ -125,9 +126,10 @@ def doctor(
     """Check this machine, or every node of the cluster that RAY_ADDRESS names, and say what to mend."""
     with session(json, "Interrupted.") as terminal:
         from distft.doctor import examine, to_json
+        from distft.terminal import results
 
         found = to_json(examine(None if storage is None else checked_place("--storage", storage), port))
-        terminal.findings(found["findings"])
+        results.findings(terminal, found["findings"])
         terminal.result(found)
         if found["state"] == "error":
             raise typer.Exit(EXIT_FAILED)
@@ -148,12 +150,13 @@ def chaos(  # noqa: PLR0913  one parameter an option
     with session(json) as terminal:
         from distft.chaos import Schedule, disturb
         from distft.storage import Storage
+        from distft.terminal import results
 
         where = Storage(checked_place("FOLDER", folder))
         key = read_key(key_file) if key_file else ""
         service = None if url is None else (url, key, {"history": [], "k": 3})
         report = disturb(where, Schedule(kill.split(","), every, for_, seed), terminal.say, service)
-        terminal.chaos(report)
+        results.chaos(terminal, report)
         terminal.result(report)
 
 

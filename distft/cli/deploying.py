@@ -59,6 +59,8 @@ def deploy(  # noqa: PLR0913  one parameter an option
         from distft.cluster import WAY, connect, go_way, is_remote
         from distft.deploy.checks import Limits
         from distft.storage import Storage
+        from distft.terminal import results
+        from distft.terminal.progress import watching
 
         folder = None if state is None else Storage(checked_place("--state", state))
         if not is_remote():
@@ -68,7 +70,7 @@ def deploy(  # noqa: PLR0913  one parameter an option
             go_way(Path(folder.uri if folder.is_local else ".") / WAY)
         seconds = None if max_latency_ms is None else max_latency_ms / 1000
         limits = Limits(min_metric, min_of_before, min_of_running, min_items, min_coverage, seconds)
-        with terminal.watching("looking for the service") as watcher, connect():
+        with watching(terminal, "looking for the service") as watcher, connect():
             from distft.deploy import promotion
             from distft.deploy.live import TrialPlan
 
@@ -83,9 +85,9 @@ def deploy(  # noqa: PLR0913  one parameter an option
             except RefusedError as error:
                 refused = error
         if refused:
-            terminal.checks(refused.details or {})
+            results.checks(terminal, refused.details or {})
             raise refused
-        terminal.deployment(verdict.to_json())
+        results.deployment(terminal, verdict.to_json())
         terminal.result(verdict.to_json())
 
 

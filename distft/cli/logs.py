@@ -19,7 +19,7 @@ def data_list(json: AsJson = False) -> None:
         from distft.data.fetch import CATALOGUE
 
         entries = [(entry.name, entry.title, entry.home) for entry in CATALOGUE.values()]
-        terminal.text_table("data sets", entries)
+        terminal.texts("data sets", entries)
         terminal.result({"data_sets": [dict(zip(("name", "title", "home"), one, strict=True)) for one in entries]})
 
 
@@ -32,8 +32,9 @@ def data_fetch(
     """Download a data set into data/NAME, where the shipped jobs read it."""
     with session(json) as terminal:
         from distft.data.fetch import fetch
+        from distft.terminal.progress import watching
 
-        with terminal.watching() as watcher:
+        with watching(terminal) as watcher:
             fetched = fetch(name, source=from_, progress=watcher.progress)
         terminal.show(fetched.text())
         terminal.result(fetched.to_json())
@@ -51,8 +52,9 @@ def data_synth(
     with session(json) as terminal:
         loaded, folder = load(job, set_, None), checked_place("--out", out)
         from distft.data.synthesize import as_yaml, synthesize
+        from distft.terminal.progress import watching
 
-        with terminal.watching() as watcher:
+        with watching(terminal) as watcher:
             section = synthesize(loaded, folder, format_, watcher.progress)
         terminal.show(as_yaml(section).rstrip())
         terminal.result(section)
@@ -72,7 +74,8 @@ def data_forget(
         from distft.pipeline import forget
         from distft.stages import Context
         from distft.storage import Storage
+        from distft.terminal import results
 
         forgotten = forget(Context(loaded, Storage(loaded.storage)), user)
-        terminal.forgotten(loaded.storage, forgotten)
+        results.forgotten(terminal, loaded.storage, forgotten)
         terminal.result(forgotten)

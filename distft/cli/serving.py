@@ -53,15 +53,16 @@ def recommend(  # noqa: PLR0913  one parameter an option
         from distft.recommend.recommend import Task, Wanted
         from distft.recommend.recommend import recommend as score
         from distft.serve.denylist import read_deny_list
+        from distft.terminal.progress import watching
 
         rule = cast("ExcludeSeen | None", exclude_seen)
         if rule is not None and rule not in get_args(ExcludeSeen):
             raise UsageError(f"--exclude-seen is {rule!r}", " or ".join(get_args(ExcludeSeen)))
         denied = read_deny_list(Path(deny)) if deny is not None else ()
         task = Task.of(Storage(bundle), place, Wanted(k, rule, denied))
-        with terminal.watching("starting Ray") as watcher, connect():
+        with watching(terminal, "starting Ray") as watcher, connect():
             found = score(task, Storage(into), force=force, progress=watcher.progress)
-        terminal.text_table("recommendations", [(key.replace("_", " "), str(value)) for key, value in found.items()])
+        terminal.texts("recommendations", [(key.replace("_", " "), str(value)) for key, value in found.items()])
         terminal.result(found)
 
 
@@ -112,6 +113,8 @@ def serve(  # noqa: PLR0913  one parameter an option
         checked_place("BUNDLE", bundle)
         from distft.serve.arrangement import Options
         from distft.serve.server import DEFAULT_PORT, default_state, free_port, serving
+        from distft.terminal import results
+        from distft.terminal.progress import watching
 
         folder = None if state is None else checked_place("--state", state)
         if folder is None and not probe:
@@ -121,12 +124,12 @@ def serve(  # noqa: PLR0913  one parameter an option
         options = Options(history, folder, pseudonym_key, keys, request_log, log_users, tls, deny, trusted_key)
 
         listen = port or (free_port(host) if probe else DEFAULT_PORT)
-        with terminal.watching("starting the service") as watcher:
+        with watching(terminal, "starting the service") as watcher:
             service = running.enter_context(serving(bundle, host, listen, watcher.progress, options))
         pages = f"demo: {service.url}/demo, API: {service.url}/docs"
         terminal.say(f"serving {service.model_version} at {service.url}   ({pages})")
         if probe:
-            terminal.exchange(*service.probe(secret))
+            results.exchange(terminal, *service.probe(secret))
         else:
             if secret:
                 terminal.say(f"API key until it ends (--keys FILE for lasting ones): {secret}")
@@ -196,7 +199,7 @@ def keys_list(file: KeysFile, json: AsJson = False) -> None:
 
         found = read_keys(Path(file))
         if found:
-            terminal.text_table("keys", [(key.name, f"{key.requests_per_s or 'any'} requests/s") for key in found])
+            terminal.texts("keys", [(key.name, f"{key.requests_per_s or 'any'} requests/s") for key in found])
         terminal.result({"keys": [key.model_dump(exclude={"sha256"}) for key in found]})
 
 

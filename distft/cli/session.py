@@ -19,7 +19,7 @@ from distft.errors import EXIT_INTERRUPTED, DistftError, UsageError
 
 if TYPE_CHECKING:
     from distft.job import StageName
-    from distft.terminal import Terminal
+    from distft.terminal.console import Terminal
 
 JobPath = Annotated[str, typer.Argument(metavar="JOB", help="job file (YAML)")]
 BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="bundle folder or URI")]
@@ -47,7 +47,7 @@ INTERRUPTED = "Interrupted. What was finished is kept: the same command continue
 @contextmanager
 def session(as_json: bool, interrupted: str = INTERRUPTED) -> Iterator[Terminal]:
     """Turns errors into a paragraph and an exit code; an interruption (also SIGTERM) into 130."""
-    from distft.terminal import Terminal
+    from distft.terminal.console import Terminal
 
     terminal = Terminal(as_json)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -102,6 +102,7 @@ def run_stages(  # noqa: PLR0913  what a verb may be asked for
     from distft.pipeline import run
     from distft.stages import Context
     from distft.storage import Storage
+    from distft.terminal.progress import watching
 
     storage = Storage(job.storage)
     if cluster.is_remote() and storage.is_local and not job.storage.startswith(("/", "file://")):
@@ -109,7 +110,7 @@ def run_stages(  # noqa: PLR0913  what a verb may be asked for
             f"note: {job.storage} is relative, so it lies in Ray's copy of the working directory, which goes when "
             "the job has ended. Give --storage an absolute path or a URI to keep what this run makes."
         )
-    with terminal.watching() as watcher:
+    with watching(terminal) as watcher:
         return run(Context(job, storage, watcher, force, from_, command_again(), against, sign_key), stages)
 
 

@@ -26,7 +26,7 @@ from distft.cli.session import (
 from distft.errors import UsageError
 
 if TYPE_CHECKING:
-    from distft.terminal import Terminal
+    from distft.terminal.console import Terminal
 
 
 @app.command()
@@ -53,9 +53,11 @@ def prepare(
 ) -> None:
     """Turn event logs into dataset/ with Ray Data."""
     with session(json) as terminal:
+        from distft.terminal import results
+
         loaded = load(job, set_, storage)
         summary = run_stages(terminal, loaded, ("prepare",), force)["prepare"]
-        terminal.result({**summary, "stats": terminal.data_report(loaded.storage)})
+        terminal.result({**summary, "stats": results.data_report(terminal, loaded.storage)})
 
 
 @app.command()
@@ -64,9 +66,11 @@ def train(
 ) -> None:
     """Train with Ray Train and DeepSpeed; continues where it stopped."""
     with session(json) as terminal:
+        from distft.terminal import results
+
         loaded = load(job, set_, storage)
         summary = run_stages(terminal, loaded, ("train",), force)["train"]
-        terminal.training(summary)
+        results.training(terminal, summary)
         terminal.result(summary)
 
 
@@ -76,11 +80,13 @@ def finetune(
 ) -> None:
     """Adapt a trained model: freeze layers, train the rest; continues where it stopped."""
     with session(json) as terminal:
+        from distft.terminal import results
+
         loaded = load(job, set_, storage)
         if loaded.finetune is None:
             raise UsageError(f"{job} has no section finetune", "one with its key 'from'", "Add it.")
         summary = run_stages(terminal, loaded, ("finetune",), force)["finetune"]
-        terminal.training(summary)
+        results.training(terminal, summary)
         terminal.result(summary)
 
 
@@ -90,9 +96,11 @@ def tune(
 ) -> None:
     """Search learning rate, batch size or other keys with Ray Tune; continues where it stopped."""
     with session(json) as terminal:
+        from distft.terminal import results
+
         loaded = load(job, set_, storage)
         summary = run_stages(terminal, loaded, ("tune",), force)["tune"]
-        terminal.tuning(loaded.storage, summary)
+        results.tuning(terminal, loaded.storage, summary)
         terminal.result(summary)
 
 
@@ -117,13 +125,15 @@ def evaluate(  # noqa: PLR0913  one parameter an option
 ) -> None:
     """Score the test split: report/metrics.json and report/index.html."""
     with session(json) as terminal:
+        from distft.terminal import results
+
         loaded = load(job, set_, storage)
         if endpoint is not None:
             _replay(terminal, loaded, endpoint, from_, (key_file, ca_file))
             return
         other = None if against is None else checked_place("--against", against)
         metrics = run_stages(terminal, loaded, ("evaluate",), force, from_, other)["evaluate"]
-        terminal.evaluation(loaded, metrics)
+        results.evaluation(terminal, loaded, metrics)
         terminal.result(metrics)
 
 
@@ -132,12 +142,14 @@ def _replay(terminal: Terminal, job: Any, url: str, from_: str | None, files: tu
     from distft.pipeline import replay
     from distft.stages import Context
     from distft.storage import Storage
+    from distft.terminal import results
+    from distft.terminal.progress import watching
 
     key_file, ca_file = files
     key = read_key(key_file) if key_file else None
-    with terminal.watching() as watcher:
+    with watching(terminal) as watcher:
         result = replay(Context(job, Storage(job.storage), watcher, from_=from_), url, key, ca_file)
-    terminal.replayed(result)
+    results.replayed(terminal, result)
     if not result["passed"]:
         error = ServingError(f"{url} does not rank as the model was evaluated", "", "Serve the bundle of this job.")
         error.details = result
@@ -174,21 +186,23 @@ def run(
 ) -> None:
     """Run the stages in order; skips those that are finished."""
     with session(json) as terminal:
+        from distft.terminal import results
+
         loaded = load(job, set_, storage)
         summaries = run_stages(terminal, loaded, loaded.stages, force, sign_key=sign_key)
         if "prepare" in summaries:
-            terminal.dataset(loaded.storage)
+            results.dataset(terminal, loaded.storage)
         if "tune" in summaries:
-            terminal.tuning(loaded.storage, summaries["tune"])
+            results.tuning(terminal, loaded.storage, summaries["tune"])
         for stage in ("train", "finetune"):
             if stage in summaries:
-                terminal.training(summaries[stage])
+                results.training(terminal, summaries[stage])
         if "evaluate" in summaries:
-            terminal.evaluation(loaded, summaries["evaluate"])
+            results.evaluation(terminal, loaded, summaries["evaluate"])
         if "export" in summaries:
             terminal.say(f"bundle  {loaded.storage}/bundle   (serve it: distft serve {loaded.storage}/bundle)")
         if "deploy" in summaries:
-            terminal.deployment(summaries["deploy"])
+            results.deployment(terminal, summaries["deploy"])
         terminal.result(summaries)
 
 
@@ -225,7 +239,7 @@ def plan(  # noqa: PLR0913  one parameter an option
         trained, dataset = loaded.trained_as(stage), Storage(loaded.storage) / "dataset"
         found = asking.plan(trained, dataset, num_items=items, num_workers=workers, device_bytes=size, on_gpu=on_gpu)
         timed = asking.timing(trained, dataset, found) if calibration else "not asked for"
-        terminal.text_table(f"{loaded.name}: {found.wanted.num_workers} workers", asking.rows(found, timed))
+        terminal.texts(f"{loaded.name}: {found.wanted.num_workers} workers", asking.rows(found, timed))
         terminal.show(asking.settings_text(found))
         refuse(found, f"{stage}.zero")
         terminal.result(asking.to_json(found, timed))

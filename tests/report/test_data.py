@@ -12,7 +12,8 @@ import pytest
 
 from distft.job import Job
 from distft.report.data import account, percent, render
-from distft.terminal import Terminal
+from distft.terminal.console import Terminal
+from distft.terminal.results import data_report
 from tests.data import logs
 from tests.report.browser import browsing, requests
 
@@ -125,7 +126,7 @@ def test_the_terminal_shows_the_same_numbers(
     tmp_path: Path, stats: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert Terminal(as_json=False).data_report(str(tmp_path / "run")) == stats
+    assert data_report(Terminal(as_json=False), str(tmp_path / "run")) == stats
     out, err = capsys.readouterr()
     assert f"report  {tmp_path}/run/dataset/report.html" in err
     assert max(map(len, out.splitlines()[1:])) <= 80
@@ -134,7 +135,7 @@ def test_the_terminal_shows_the_same_numbers(
         assert re.search(rf"{name} +│ +{count:,} │.*[▁▂▃▄▅▆▇█]", out), name
     assert re.search(rf"test +│ +{stats['splits']['test']['rows']} │", out)
     assert f"{stats['profile']['histories']['quantiles']['median']} · " in out
-    Terminal(as_json=True).data_report(str(tmp_path / "run"))
+    data_report(Terminal(as_json=True), str(tmp_path / "run"))
     assert capsys.readouterr().out == "", "with --json stdout is for the object alone"
 
 
