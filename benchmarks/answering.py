@@ -27,7 +27,6 @@ from ranking import processor
 from served_shop import bodies, write_shop
 
 from distft.ann import Index
-from distft.data import ragged
 from distft.data.collate import history_batch
 from distft.models.base import last_states, states_once
 from distft.serve.predictor import Predictor, Query
@@ -68,7 +67,7 @@ def measure_share(root: Storage) -> dict[str, Any]:
     predictor = Predictor.load(write_shop(root, num_items))
     asked = queries(num_items, BATCH)
     ranker, encoder = predictor.ranker, predictor.encoder
-    histories = ragged.concat([encoder.encode_events(query.events) for query in asked])
+    histories = encoder.encode_users([query.events for query in asked])
     batch = history_batch(histories, ranker.max_history, ranker.has_clock, ranker.side)
     vectors_ND = ranker.vectors_ND
     assert vectors_ND is not None
@@ -101,8 +100,8 @@ def measure_million(root: Storage) -> dict[str, Any]:
     asked = queries(num_items, NUM_STATES + NUM_ASKED)
     vectors_ND = predictor.ranker.vectors_ND
     assert vectors_ND is not None
-    encoded = [predictor.encoder.encode_events(query.events) for query in asked[:NUM_STATES]]
-    states_BD = predictor.ranker.scores(ragged.concat(encoded)).x_BD  # type: ignore[attr-defined]
+    encoded = predictor.encoder.encode_users([query.events for query in asked[:NUM_STATES]])
+    states_BD = predictor.ranker.scores(encoded).x_BD  # type: ignore[attr-defined]
     started_s = time.perf_counter()
     index = Index.build(vectors_ND, states_BD, K, predictor.job.serve.index_recall)
     built_s = time.perf_counter() - started_s

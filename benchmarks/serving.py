@@ -123,18 +123,16 @@ def plain_server(bundle: str, port: str) -> None:
 
     from distft.serve.api import build_api
     from distft.serve.batching import Batcher
-    from distft.serve.predictor import EncodedQuery, Predictor, Query, Recommendation
+    from distft.serve.predictor import Accepted, Predictor, Query, Recommendation
 
     torch.set_num_threads(1)
     predictor = Predictor.load(Storage(bundle))
     settings = predictor.job.serve
-    batcher = Batcher[EncodedQuery, Recommendation](
-        predictor.answer, settings.max_batch_size, settings.batch_wait_s, 1024
-    )
+    batcher = Batcher[Accepted, Recommendation](predictor.answer, settings.max_batch_size, settings.batch_wait_s, 1024)
 
     class PlainServer:
         async def recommend(self, query: Query) -> Recommendation:
-            return await batcher.ask(predictor.encode(query))
+            return await batcher.ask(predictor.accept(query))
 
         async def describe(self) -> dict[str, Any]:
             return predictor.describe()

@@ -53,8 +53,14 @@ def excluded_items(
     counts = histories.item_row >= NUM_RESERVED
     if rule == "targets":
         counts &= np.isin(histories.event, target_codes)
-    bounds = itertools.pairwise(histories.offsets)
-    return [np.unique(histories.item_row[low:high][counts[low:high]]) for low, high in bounds]
+    # One sort of all (history, item) as numbers: a fifth of the time of one for each history.
+    size = int(histories.item_row.max(initial=0)) + 1
+    history = np.repeat(np.arange(len(histories)), histories.lengths)
+    key = np.sort(history[counts] * size + histories.item_row[counts])
+    key = key[np.diff(key, prepend=-1) > 0]
+    bounds = np.searchsorted(key, np.arange(len(histories) + 1) * size).tolist()
+    rows = (key % size).astype(np.int32)
+    return [rows[low:high] for low, high in itertools.pairwise(bounds)]
 
 
 class DotScores:

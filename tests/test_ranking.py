@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distft import ranking, topk
+from distft.data import ragged
 from distft.data.collate import history_batch
 from distft.models.base import OwnScores
 from distft.models.transformer.config import Config
@@ -37,6 +38,14 @@ def test_a_rule_leaves_out_each_real_item_once(rule, expected):
     excluded = excluded_items(seen, rule, TARGETS)
     assert excluded is not None
     assert [items.tolist() for items in excluded] == [expected]
+
+
+def test_what_one_history_rules_out_is_left_to_the_others():
+    some = [history((9, VIEW), (4, VIEW)), history((0, SEARCH), (1, VIEW)), history((4, VIEW), (4, VIEW), (2, VIEW))]
+    excluded = excluded_items(ragged.concat([*some, histories([0])]), "all", TARGETS)
+    assert excluded is not None
+    assert [items.tolist() for items in excluded] == [[4, 9], [], [2, 4], []]
+    assert excluded_items(ragged.empty(), "all", TARGETS) == []
 
 
 def test_no_rule_leaves_out_nothing():

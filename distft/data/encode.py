@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from distft.data.features import FeatureColumn, FeatureSpec
 from distft.data.parquet import read_table, write_table
+from distft.data.ragged import offsets_of
 from distft.data.sources.base import RawHistory
 from distft.data.text import words
 from distft.data.users import user_inputs
@@ -210,32 +211,34 @@ class Encoder:
         return [row_of_word.get(word, UNKNOWN) for word in words(text)]
 
     def encode_events(self, events: Sequence[RawEvent]) -> Histories:
-        """One user's events as Histories of one row, in time order (in the given one unless all have a time).
+        """One user's events as Histories of one row, see ``encode_users``."""
+        return self.encode_users([events])
+
+    def encode_users(self, users: Sequence[Sequence[RawEvent]]) -> Histories:
+        """The events of users, a row each, in time order (in the given one unless all of a user's have a time).
 
         Raises DataError for an unknown event type, and for an event without an item that needs one.
         """
-        times = [event.time_ms for event in events]
-        if None not in times and sorted(times) != times:  # type: ignore[type-var]
-            events = sorted(events, key=lambda event: event.time_ms or 0)
-            times = [event.time_ms for event in events]
-        ids = [event.item_id for event in events]
-        for event in events if None in ids else ():
+        users = [_by_time(events) for events in users]
+        events = [event for some in users for event in some]
+        for event in events:
             if event.item_id is None and event.event not in ITEMLESS_EVENTS:
                 itemless = ", ".join(sorted(ITEMLESS_EVENTS))
                 raise DataError(f"a {event.event} has no item_id", f"one; only these may lack it: {itemless}")
-        item_row = self.item_rows(item_id or "" for item_id in ids)
-        item_row[[item_id is None for item_id in ids]] = PAD
-        tokens = [self.tokens(event.query) if event.query else [] for event in events]
+        row_of_item = self._row_of_item
+        item_row = [PAD if (id_ := event.item_id) is None else row_of_item.get(id_, UNKNOWN) for event in events]
+        tokens = [self.tokens(event.query) if event.query else () for event in events]
         code_of_event, names = self._code_of_event, [event.event for event in events]
         codes = np.array([code_of_event.get(name) or self.event_code(name) for name in names], np.int8)
+        times = [event.time_ms for event in events]
         return Histories(
-            offsets=np.array([0, len(events)], np.int64),
-            item_row=item_row,
+            offsets=offsets_of(np.array([len(some) for some in users], np.int64)),
+            item_row=np.array(item_row, np.int32),
             event=codes,
             time_ms=np.array([NO_TIME if time_ms is None else time_ms for time_ms in times], np.int64),
-            query_offsets=np.concatenate([[0], np.cumsum([len(row) for row in tokens])]).astype(np.int64),
+            query_offsets=offsets_of(np.array([len(row) for row in tokens], np.int64)),
             query_tokens=np.array([token for row in tokens for token in row], np.int32),
-            user_row=np.full(1, -1, np.int32),
+            user_row=np.full(len(users), -1, np.int32),
             value=self.labels(codes, np.array([event.value for event in events], np.float32)),
         )
 
@@ -349,6 +352,13 @@ class Encoder:
             label_at_least=description.get("label_at_least"),
             ancestors=tuple(Ancestor(**one) for one in description.get("ancestors", ())),
         )
+
+
+def _by_time(events: Sequence[RawEvent]) -> Sequence[RawEvent]:
+    times = [event.time_ms for event in events]
+    if None in times or sorted(times) == times:  # type: ignore[type-var]
+        return events
+    return sorted(events, key=lambda event: event.time_ms or 0)
 
 
 def _categories(specs: dict[str, tuple[FeatureSpec, ...]]) -> pa.Table:

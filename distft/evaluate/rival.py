@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from distft.data import ragged
 from distft.data.encode import NO_TIME, UNKNOWN_WORD, Encoder, RawEvent
 from distft.data.shards import Targets
 from distft.errors import ArtefactError
@@ -58,7 +57,7 @@ class Rival:
     def _encoded(self, histories: Histories) -> Histories:
         if self._theirs.identity == self._ours.identity:
             return histories
-        return ragged.concat([self._theirs.encode_events(self._events(histories, i)) for i in range(len(histories))])
+        return self._theirs.encode_users([self._events(histories, i) for i in range(len(histories))])
 
     def _events(self, histories: Histories, index: int) -> list[RawEvent]:
         raw = self._ours.decode(histories, index, unknown=UNKNOWN_WORD)

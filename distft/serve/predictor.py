@@ -82,30 +82,30 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class EncodedQuery:
-    """A query that was found answerable, as rows.
+class Accepted:
+    """A query that was found answerable.
 
-    ``kept_N`` are the items that pass the filter and the deny-list, None if all do; ``filtered``: there is a filter.
-    ``place_E``: where each event of the history stands in the query, for one that wants an explanation.
+    ``events`` are those that the model follows. ``kept_N`` are the items that pass the filter and the deny-list, None
+    if all do. ``place_E``: where each event of the history stands in the query, for one that wants an explanation.
     """
 
-    histories: Histories
-    k: int
-    excluded: NDArray[np.int32]
+    query: Query
+    events: Sequence[RawEvent]
     kept_N: NDArray[np.bool_] | None
-    user: Mapping[str, str | float] = field(default_factory=dict)
-    filtered: bool = False
     place_E: NDArray[np.int64] | None = None
 
-    @property
-    def num_events(self) -> int:
-        """Events of the history; without any, popularity answers."""
-        return len(self.histories.item_row)
 
-    @property
-    def unknown_items(self) -> int:
-        """Events whose item has no row."""
-        return int((self.histories.item_row == UNKNOWN).sum())
+@dataclass(frozen=True)
+class _Batch:
+    """Accepted queries as rows. ``excluded``: for each the item rows that may not come out."""
+
+    queries: Sequence[Accepted]
+    histories: Histories
+    excluded: list[NDArray[np.int32]]
+    unknown_B: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.queries)
 
 
 class Predictor:
@@ -158,41 +158,28 @@ class Predictor:
 
     def recommend(self, queries: Sequence[Query], *, exact: bool = False) -> list[Recommendation]:
         """The answer to each query; ``exact``: without the index. Raises QueryError for the first without answer."""
-        encoded = [self.encode(query) for query in queries]
-        return self.scan(encoded) if exact else self.answer(encoded)
+        accepted = [self.accept(query) for query in queries]
+        return self.scan(accepted) if exact else self.answer(accepted)
 
-    def encode(self, query: Query) -> EncodedQuery:
-        """The query as rows. Raises QueryError naming the field that the model cannot follow."""
+    def accept(self, query: Query) -> Accepted:
+        """The query with what of it the model follows. Raises QueryError naming the field that it cannot follow."""
         if not 1 <= query.k <= self.job.serve.max_k:
             raise QueryError(f"{query.k} items are asked for", f"1 to {self.job.serve.max_k}", "", "k")
-        events, followed = query.events, list(range(len(query.events)))
+        events: Sequence[RawEvent] = query.events
+        followed: Sequence[int] = range(len(events))
         if query.kept:
             names = self.encoder.event_names
             followed = [place for place in followed if events[place].event in names]
             events = [events[place] for place in followed]
         self._check_events(events)
         self._check_user(query.user)
-        histories = self.encoder.encode_events(events)
-        seen = excluded_items(histories, self._exclusion(query.exclude_seen), self.encoder.target_codes)
-        excluded = seen[0] if seen else np.zeros(0, np.int32)
-        if query.exclude_items:
-            denied = self.encoder.item_rows(query.exclude_items)
-            excluded = np.union1d(excluded, denied[denied >= NUM_RESERVED])
         kept_N = self._kept(query.filter)
         if query.deny and self._allowed_N is not None:
             kept_N = self._allowed_N if kept_N is None else kept_N & self._allowed_N
-        return EncodedQuery(
-            histories,
-            query.k,
-            excluded.astype(np.int32),
-            kept_N,
-            query.user,
-            filtered=bool(query.filter),
-            place_E=_by_time(followed, query.events) if query.explain else None,
-        )
+        return Accepted(query, events, kept_N, _by_time(followed, query.events) if query.explain else None)
 
-    def answer(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
-        """The answer to each encoded query: from the index, where there is one and it serves, or by a scan."""
+    def answer(self, queries: Sequence[Accepted]) -> list[Recommendation]:
+        """The answer to each query: from the index, where there is one and it serves, or by a scan."""
         indexed = [self._suits_index(query) for query in queries]
         parts = {
             True: iter(self._look_up([query for query, suits in zip(queries, indexed, strict=True) if suits])),
@@ -200,79 +187,97 @@ class Predictor:
         }
         answers = [next(parts[suits]) for suits in indexed]
         return [
-            answer if query.place_E is None else self._explained(query, answer)
+            answer if query.place_E is None else self._explained(query, query.place_E, answer)
             for query, answer in zip(queries, answers, strict=True)
         ]
 
-    def _explained(self, query: EncodedQuery, answer: Recommendation) -> Recommendation:
+    def _encoded(self, queries: Sequence[Accepted]) -> _Batch:
+        """The queries as rows, all at once: each array has its price, however short it is."""
+        histories = self.encoder.encode_users([query.events for query in queries])
+        rules = [self._exclusion(one.query.exclude_seen) for one in queries]
+        seen = {rule: excluded_items(histories, rule, self.encoder.target_codes) for rule in set(rules)}
+        excluded = []
+        for number, (rule, one) in enumerate(zip(rules, queries, strict=True)):
+            found = seen[rule]
+            rows = found[number] if found else np.zeros(0, np.int32)
+            if one.query.exclude_items:
+                denied = self.encoder.item_rows(one.query.exclude_items)
+                rows = np.union1d(rows, denied[denied >= NUM_RESERVED])
+            excluded.append(rows)
+        unknown_B = np.diff(ragged.offsets_of(histories.item_row == UNKNOWN)[histories.offsets])
+        return _Batch(queries, histories, excluded, unknown_B)
+
+    def _explained(self, query: Accepted, place_E: NDArray[np.int64], answer: Recommendation) -> Recommendation:
         if answer.source == "popularity":
             return replace(answer, reasons=[[] for _ in answer.item_ids])
         users = None
         if self.job.model.uses_users:
-            users = Users.told(self.encoder.user_features, [query.user])
+            users = Users.told(self.encoder.user_features, [query.query.user])
         row_K = self.encoder.item_rows(answer.item_ids).astype(np.int64)
-        found = reasons(self.ranker, query.histories, row_K, users)
-        assert query.place_E is not None
-        places = query.place_E
-        return replace(answer, reasons=[[Reason(int(places[one.place]), one.effect) for one in some] for some in found])
+        found = reasons(self.ranker, self.encoder.encode_events(query.events), row_K, users)
+        return replace(
+            answer, reasons=[[Reason(int(place_E[one.place]), one.effect) for one in some] for some in found]
+        )
 
-    def _suits_index(self, query: EncodedQuery) -> bool:
+    def _suits_index(self, query: Accepted) -> bool:
         """False for what the index was not measured for: longer lists, few of the items, and no history."""
-        index = self.index
-        return index is not None and query.k <= index.facts.k and not query.filtered and query.num_events > 0
+        index, filtered = self.index, bool(query.query.filter)
+        return index is not None and query.query.k <= index.facts.k and not filtered and len(query.events) > 0
 
     @torch.inference_mode()
-    def _look_up(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
+    def _look_up(self, queries: Sequence[Accepted]) -> list[Recommendation]:
         """The best of what the index finds and of the items to which the model adds something, by their own scores."""
         if not queries:
             return []
         assert self.index is not None
-        scores = self._scores(queries)
+        batch = self._encoded(queries)
+        scores = self._scores(batch)
         assert isinstance(scores, DotScores), "only models that rank by products get an index"
-        wanted = max(query.k + len(query.excluded) for query in queries)
+        wanted = max(one.query.k + len(excluded) for one, excluded in zip(queries, batch.excluded, strict=True))
         kept_N = queries[0].kept_N
         alike = all(query.kept_N is kept_N for query in queries)
         found_BK = self.index.search(scores.x_BD, wanted, kept_N if alike else None)
         answers = []
-        for number, query in enumerate(queries):
+        for number, (one, excluded) in enumerate(zip(queries, batch.excluded, strict=True)):
             own = scores.own_items(number)
-            rows = np.setdiff1d(np.concatenate([found_BK[number], own]), query.excluded)
+            rows = np.setdiff1d(np.concatenate([found_BK[number], own]), excluded)
             rows = rows[rows >= NUM_RESERVED]
-            rows_N = torch.from_numpy(rows if query.kept_N is None else rows[query.kept_N[rows]])
+            rows_N = torch.from_numpy(rows if one.kept_N is None else rows[one.kept_N[rows]])
             score_N = scores.of_items(number, rows_N)
-            best_K = torch.sort(score_N, descending=True, stable=True).indices[: query.k]
-            if len(best_K) < query.k and len(best_K) < self._num_left(query):
-                answers += self.scan([query])
+            best_K = torch.sort(score_N, descending=True, stable=True).indices[: one.query.k]
+            if len(best_K) < one.query.k and len(best_K) < self._num_left(one, excluded):
+                answers += self.scan([one])
             else:
-                answers.append(self._recommendation(query, score_N[best_K].numpy(), rows_N[best_K].numpy()))
+                answers.append(self._recommendation(batch, number, score_N[best_K].numpy(), rows_N[best_K].numpy()))
         return answers
 
-    def _num_left(self, query: EncodedQuery) -> int:
+    def _num_left(self, query: Accepted, excluded: NDArray[np.int32]) -> int:
         """Items that the query may be answered with."""
         if query.kept_N is None:
-            return self.encoder.num_items - NUM_RESERVED - len(query.excluded)
-        return int(query.kept_N[NUM_RESERVED:].sum()) - int(query.kept_N[query.excluded].sum())
+            return self.encoder.num_items - NUM_RESERVED - len(excluded)
+        return int(query.kept_N[NUM_RESERVED:].sum()) - int(query.kept_N[excluded].sum())
 
-    def _scores(self, queries: Sequence[EncodedQuery]) -> ScoreChunk:
-        histories = ragged.concat([query.histories for query in queries])
-        users = None
+    def _scores(self, batch: _Batch) -> ScoreChunk:
+        histories, users = batch.histories, None
         if self.job.model.uses_users:
-            users = Users.told(self.encoder.user_features, [query.user for query in queries])
-            histories = replace(histories, user_row=np.arange(len(queries), dtype=np.int32))
+            users = Users.told(self.encoder.user_features, [one.query.user for one in batch.queries])
+            histories = replace(histories, user_row=np.arange(len(batch), dtype=np.int32))
         return self.ranker.scores(histories, users)
 
     @torch.inference_mode()
-    def scan(self, queries: Sequence[EncodedQuery]) -> list[Recommendation]:
-        """The answer to each encoded query, all computed in one forward pass over the whole catalogue."""
+    def scan(self, queries: Sequence[Accepted]) -> list[Recommendation]:
+        """The answer to each query, all computed in one forward pass over the whole catalogue."""
         if not queries:
             return []
-        scores = self._scores(queries)
-        k = max(query.k for query in queries)
-        excluded = [query.excluded for query in queries]
-        scores_BK, rows_BK = top_k(_kept_scores(queries, scores), self.encoder.num_items, k, excluded, len(queries))
+        batch = self._encoded(queries)
+        k = max(one.query.k for one in queries)
+        kept = _kept_scores(queries, self._scores(batch))
+        scores_BK, rows_BK = top_k(kept, self.encoder.num_items, k, batch.excluded, len(batch))
         return [
-            self._recommendation(query, scores_K[: query.k], rows_K[: query.k])
-            for query, scores_K, rows_K in zip(queries, scores_BK.numpy(), rows_BK.numpy(), strict=True)
+            self._recommendation(batch, number, scores_K[: one.query.k], rows_K[: one.query.k])
+            for number, (one, scores_K, rows_K) in enumerate(
+                zip(queries, scores_BK.numpy(), rows_BK.numpy(), strict=True)
+            )
         ]
 
     def describe(self) -> dict[str, Any]:
@@ -330,26 +335,26 @@ class Predictor:
         return kept_N
 
     def _recommendation(
-        self, query: EncodedQuery, scores_K: NDArray[np.float32], rows_K: NDArray[np.int64]
+        self, batch: _Batch, number: int, scores_K: NDArray[np.float32], rows_K: NDArray[np.int64]
     ) -> Recommendation:
         found_K = rows_K != PAD
         return Recommendation(
             item_ids=self.encoder.item_ids[rows_K[found_K]].tolist(),
             scores=scores_K[found_K].tolist(),
-            unknown_items=query.unknown_items,
-            source="model" if query.num_events else "popularity",
+            unknown_items=int(batch.unknown_B[number]),
+            source="model" if batch.queries[number].events else "popularity",
             model_version=self.version,
         )
 
 
-def _by_time(places: list[int], events: Sequence[RawEvent]) -> NDArray[np.int64]:
+def _by_time(places: Sequence[int], events: Sequence[RawEvent]) -> NDArray[np.int64]:
     """The places in the order in which the encoder puts their events."""
     if all(events[place].time_ms is not None for place in places):
         places = sorted(places, key=lambda place: events[place].time_ms or 0)
     return np.array(places, np.int64)
 
 
-def _kept_scores(queries: Sequence[EncodedQuery], scores: ScoreChunk) -> ScoreChunk:
+def _kept_scores(queries: Sequence[Accepted], scores: ScoreChunk) -> ScoreChunk:
     """The scores with -inf for the items that a query's filter or the deny-list drops."""
     if all(query.kept_N is None for query in queries):
         return scores

@@ -23,7 +23,7 @@ from distft.serve.golden import GoldenRequest, answered_as_expected, first_diffe
 from distft.serve.histories import Histories, Keeping
 from distft.serve.itemsearch import ItemPage, ItemQuery, ItemSearch
 from distft.serve.metrics import ModelMeter
-from distft.serve.predictor import EncodedQuery, Predictor, Query, Recommendation
+from distft.serve.predictor import Accepted, Predictor, Query, Recommendation
 from distft.storage import Storage
 
 QUEUED_BATCHES = 8
@@ -81,7 +81,7 @@ class ModelReplica:
         settings = self.predictor.job.serve
         meter = ModelMeter(self.predictor.version)
         # Computed in a thread, so that this replica still answers health checks meanwhile.
-        self._batcher = Batcher[EncodedQuery, Recommendation](
+        self._batcher = Batcher[Accepted, Recommendation](
             self.predictor.answer,
             settings.max_batch_size,
             settings.batch_wait_s,
@@ -98,11 +98,11 @@ class ModelReplica:
         """The answer to one query, computed together with those that arrive at the same time."""
         self._follow()
         try:
-            encoded = self.predictor.encode(query)
+            accepted = self.predictor.accept(query)
         except QueryError as error:
             return Refusal(error.field, str(error))
         try:
-            return await self._batcher.ask(encoded)
+            return await self._batcher.ask(accepted)
         except Overloaded:
             return Busy()
 

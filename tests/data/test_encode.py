@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from distft.data import ragged
 from distft.data.encode import NO_TIME, Encoder, RawEvent
 from distft.data.features import encode_features
 from distft.data.parquet import read_table
@@ -120,6 +122,19 @@ def test_events_without_times_keep_their_order(encoder: Encoder) -> None:
     assert len(encoder.encode_events([])) == 1
     with pytest.raises(DataError, match="a view has no item_id"):
         encoder.encode_events([RawEvent(None, "view")])
+
+
+def test_users_that_are_encoded_together_are_as_each_alone(encoder: Encoder) -> None:
+    users = [
+        [RawEvent("a", "purchase", 30), RawEvent(None, "search", 10, "red hat"), RawEvent("b", "view", 20)],
+        [],
+        [RawEvent("b", "view", 9), RawEvent("zzz", "view"), RawEvent(None, "search", 1, "漢 red")],
+    ]
+    together, alone = encoder.encode_users(users), ragged.concat([encoder.encode_events(events) for events in users])
+    for field in fields(together):
+        np.testing.assert_array_equal(getattr(together, field.name), getattr(alone, field.name), field.name)
+    assert together.item_row.tolist() == [PAD, 2, 3, 2, UNKNOWN, PAD], "the third user's events stay as they were given"
+    assert len(encoder.encode_users([])) == 0
 
 
 def test_titles_fall_back_to_ids(encoder: Encoder) -> None:

@@ -37,13 +37,19 @@ def test_scores_are_the_products_of_the_last_state_and_the_item_vectors(predicto
 
 def test_a_batch_of_different_lengths_scores_as_one_by_one(predictor: Predictor) -> None:
     queries = [Query(events(seed, length), k=NUM_ITEMS - 10) for seed, length in enumerate([1, 20, 0, 7, 300, 0, 2])]
+    queries[1] = replace(queries[1], exclude_seen=False, exclude_items=("i7", "nope", "i3"))
     queries[3] = replace(queries[3], filter={"category": ["toys"]}, k=4)
+    queries[4] = replace(queries[4], events=[*queries[4].events, RawEvent("gone", "view")], exclude_items=("i9",))
+    queries[6] = replace(queries[6], explain=True, kept=True, events=[RawEvent("i1", "viewed"), *queries[6].events])
     together = predictor.recommend(queries)
     for query, answer in zip(queries, together, strict=True):
         alone = predictor.recommend([query])[0]
         assert answer.item_ids == alone.item_ids
         assert answer.scores == pytest.approx(alone.scores, abs=1e-5)
-        assert answer.source == alone.source
+        assert (answer.source, answer.unknown_items) == (alone.source, alone.unknown_items)
+        assert not set(query.exclude_items) & set(answer.item_ids)
+        assert answer.reasons == alone.reasons
+    assert [answer.unknown_items for answer in together] == [0, 0, 0, 0, 1, 0, 0]
     assert together == predictor.recommend(queries)
 
 
