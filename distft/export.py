@@ -129,7 +129,7 @@ def index_of(job: Job, dataset: Storage, ranker: Ranker) -> Index | None:
         for histories, _ in TargetReader(dataset, split, batch_size=NUM_STATES):
             scores = ranker.scores(histories)
             if isinstance(scores, DotScores):  # otherwise some have no history, and no state
-                return Index.build(vectors_ND[:], scores.x_BD, INDEX_K, job.serve.index_recall)
+                return Index.build(vectors_ND, scores.x_BD, INDEX_K, job.serve.index_recall)
     return None
 
 

@@ -58,6 +58,11 @@ class ItemVectors:
         return v_CD if self.scale_N1 is None else v_CD.mul_(self.scale_N1[rows])
 
     @property
+    def bits(self) -> int:
+        """Of a number of a vector."""
+        return 8 * self.codes_ND.element_size()
+
+    @property
     def num_bytes(self) -> int:
         """What the vectors take."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())

@@ -139,7 +139,7 @@ class Predictor:
             from distft.ann import Index  # FAISS is loaded where an index needs it
 
             assert ranker.vectors_ND is not None, "only models that rank by products get an index"
-            index = Index.load(bundle, ranker.vectors_ND[:])
+            index = Index.load(bundle, ranker.vectors_ND)
         return cls(job, encoder, ranker, manifest.sha256[:VERSION_CHARS], index)
 
     def deny(self, item_ids: Sequence[str]) -> None:

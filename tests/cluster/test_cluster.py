@@ -124,6 +124,33 @@ def test_a_job_is_trained_evaluated_and_served_on_two_nodes(calm: Path, service:
     assert not any(outcomes), outcomes
 
 
+def test_a_model_is_promoted_by_a_submitted_job_and_taken_back_and_no_request_is_lost(
+    client: Client, calm: Path, service: tuple[str, str], tmp_path: Path
+) -> None:
+    second = tmp_path / "second"
+    subprocess.run(["cp", "-r", calm, second], check=True)
+    words = ("export", "job.yaml", "--storage", str(second), "--set", "serve.num_ingress_replicas=2")
+    code, _, said = client.run(*words)
+    assert code == 0, said
+    first = served_model(*service)
+    with asking(*service) as outcomes:
+        for words in (f"deploy {second}/bundle", "deploy --rollback"):
+            before = len(outcomes)
+            id_ = client.jobs.submit_job(entrypoint=f"python -m distft {words} --json")
+            ended = client.ended(id_)
+            assert ended["exit_code"] == 0, client.jobs.get_job_logs(id_)
+            assert (served_model(*service) == first) == ("--rollback" in words)
+            assert len(outcomes) > before + 10
+    assert not any(outcomes), set(outcomes)
+
+
+def served_model(url: str, key: str) -> str:
+    """The version of the model that a service answers with."""
+    request = urllib.request.Request(url.replace("recommend", "model"), headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return str(json.load(answer)["model_version"])
+
+
 def test_a_lost_gcs_and_a_lost_node_leave_the_result_as_it_was(
     client: Client, calm: Path, service: tuple[str, str], tmp_path: Path
 ) -> None:

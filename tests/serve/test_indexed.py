@@ -9,6 +9,7 @@ import torch
 
 from distft.ann import Index, IndexFacts
 from distft.data.encode import RawEvent
+from distft.item_vectors import Precision
 from distft.jobfile import parse_job
 from distft.ranking import Ranker
 from distft.schema import NUM_RESERVED
@@ -22,7 +23,7 @@ QUERIES = [Query(events(seed, 1 + seed % 20), k=1 + seed % 10) for seed in range
 NUM_LISTS = 8
 
 
-def indexed(num_probed: int = NUM_LISTS, copy: bool = False) -> Predictor:
+def indexed(num_probed: int = NUM_LISTS, copy: bool = False, precision: Precision = "fp32") -> Predictor:
     """A predictor whose index probes all of its lists, or fewer."""
     job = parse_job(JOB, "tiny.yaml", ("model.copy=true",) if copy else ())
     encoding = encoder()
@@ -30,18 +31,18 @@ def indexed(num_probed: int = NUM_LISTS, copy: bool = False) -> Predictor:
     model = job.model.build(encoding.catalog())
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    ranker = Ranker(model, 20, encoding)
+    ranker = Ranker(model, 20, encoding, None, precision)
     assert ranker.vectors_ND is not None
-    vectors_ND = ranker.vectors_ND.clone()
+    vectors_ND = ranker.vectors_ND[:].clone()
     centres_LD = vectors_ND[10 : 10 + NUM_LISTS]
     lists = (vectors_ND[NUM_RESERVED:] @ centres_LD.T).argmax(1)
-    index = Index(vectors_ND, centres_LD, lists, IndexFacts(NUM_LISTS, num_probed, 10, 0.9, 50))
+    index = Index(ranker.vectors_ND, centres_LD, lists, IndexFacts(NUM_LISTS, num_probed, 10, 0.9, 50))
     return Predictor(job, encoding, ranker, "version", index)
 
 
-@pytest.mark.parametrize("copy", [False, True])
-def test_all_lists_give_what_a_scan_gives(copy: bool) -> None:
-    predictor = indexed(copy=copy)
+@pytest.mark.parametrize(("copy", "precision"), [(False, "fp32"), (True, "fp32"), (False, "fp16"), (True, "int8")])
+def test_all_lists_give_what_a_scan_gives(copy: bool, precision: Precision) -> None:
+    predictor = indexed(copy=copy, precision=precision)
     queries = [*QUERIES, Query([], 5), Query(events(1, 5), 5, None, {"category": ["toys"]}), Query(events(2, 5), 50)]
     for found, scanned in zip(predictor.recommend(queries), predictor.recommend(queries, exact=True), strict=True):
         assert found.item_ids == scanned.item_ids and found.source == scanned.source
