@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import shlex
 import time
@@ -18,7 +19,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,14 +151,18 @@ class Jobs:
         with _told(self.address):
             return str(self._client.get_job_logs(id_))
 
-    def follow(self, id_: str, write: Callable[[str], None]) -> Submitted:
-        """The job when it has ended; what it says is written as it comes. A head that restarts is waited for."""
-        log, away_s = _Log(write), time.monotonic()
+    def follow(self, id_: str, write: Callable[[str], None], limit_s: float = math.inf) -> Submitted:
+        """The job when it has ended, or after ``limit_s``; what it says is written as it comes.
+
+        A head that restarts is waited for.
+        """
+        log, began_s = _Log(write), time.monotonic()
+        away_s = began_s
         while True:
             try:
-                asyncio.run(self._tail(id_, log))
+                asyncio.run(self._tail(id_, log, limit_s - (time.monotonic() - began_s)))
                 job = self.find(id_)
-                if job.status not in LIVE:
+                if job.status not in LIVE or time.monotonic() - began_s > limit_s:
                     return job
                 away_s = time.monotonic()
             except (UsageError, RunError, RuntimeError, OSError) as error:
@@ -170,16 +175,20 @@ class Jobs:
                     ) from error
             time.sleep(POLL_S)
 
-    async def _tail(self, id_: str, log: _Log) -> None:
-        """Hands on what the job says, from its beginning to its end."""
+    async def _tail(self, id_: str, log: _Log, limit_s: float) -> None:
+        """Hands on what the job says, from its beginning to its end or for so long."""
         import aiohttp
 
-        log.seen = 0
-        try:
+        async def listen() -> None:
             async for text in self._client.tail_job_logs(id_):
                 log.hear(text)
-        except aiohttp.ClientError as error:
-            raise OSError(str(error)) from error
+
+        log.seen = 0
+        with suppress(asyncio.TimeoutError):
+            try:
+                await asyncio.wait_for(listen(), None if limit_s == math.inf else max(0.0, limit_s))
+            except aiohttp.ClientError as error:
+                raise OSError(str(error)) from error
 
     def stop(self, id_: str) -> bool:
         """Asks the job to end; False if it had ended."""

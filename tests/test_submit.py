@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,6 +92,26 @@ def test_a_cluster_that_is_not_named_or_does_not_answer_is_told(monkeypatch: pyt
 )
 def test_a_command_that_waited_ends_as_the_job_did(status: str, code: int | None, expected: int) -> None:
     assert exit_code(Submitted("mine-1", "mine", "/s", status, code, 0, "")) == expected
+
+
+class Endless:
+    """The client of a cluster with one job that says something and never ends."""
+
+    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+        yield "it began\n"
+        await asyncio.sleep(60)
+
+    def list_jobs(self) -> list[Any]:
+        facts = {"submission_id": "a-1", "metadata": {"distft": "a"}, "status": "RUNNING", "message": ""}
+        return [SimpleNamespace(**facts, driver_exit_code=None, start_time=0)]
+
+
+def test_a_job_is_followed_no_longer_than_was_asked_for() -> None:
+    jobs, said = object.__new__(Jobs), list[str]()
+    jobs.address, jobs._client = "http://here:8265", Endless()  # type: ignore[assignment]
+    began_s = time.monotonic()
+    assert jobs.follow("a-1", said.append, 0.5).status == "RUNNING"
+    assert said == ["it began\n"] and time.monotonic() - began_s < 10
 
 
 def test_a_log_that_is_read_again_is_written_once() -> None:

@@ -22,6 +22,7 @@ from distft.sections.deploy import Deploy
 from distft.storage import Storage
 
 LIMIT_S = 1200.0
+"""Of a promotion, whose parts have limits of their own: longer than all of these."""
 
 
 def hand_over(bundle: Storage, section: Deploy, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
@@ -54,20 +55,30 @@ def _here(words: list[str], section: Deploy) -> dict[str, Any]:
     if section.state is not None and (Path(Storage(section.state).uri) / WAY).is_file():
         environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "distft", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise _too_late("distft deploy") from None
     return _result(done.stdout, done.stderr)
 
 
 def _there(words: list[str], address: str, token_file: str | None) -> dict[str, Any]:
     """As a job on the cluster of the service, which reads the same storage."""
-    from distft.submit import Jobs
+    from distft.submit import LIVE, Jobs
 
     with tempfile.TemporaryDirectory(prefix="distft-deploy-") as folder:
         jobs = Jobs(address, token_file)
         id_ = jobs.start(words, "deploy", words[1], Path(folder))
         lines: list[str] = []
-        jobs.follow(id_, lines.append)
+        if jobs.follow(id_, lines.append, LIMIT_S).status in LIVE:
+            jobs.stop(id_)
+            raise _too_late(f"{id_} at {address}")
     return _result("".join(lines), "")
+
+
+def _too_late(what: str) -> ServingError:
+    remedy = "Look whether the service answers, then run the job again: what it has made is kept."
+    return ServingError(f"{what} had not ended after {LIMIT_S:g} s, and was ended", "", remedy)
 
 
 def _result(stdout: str, stderr: str) -> dict[str, Any]:

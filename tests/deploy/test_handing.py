@@ -12,6 +12,7 @@ from distft.deploy.handing import hand_over
 from distft.errors import RefusedError, RunError, ServingError, UsageError
 from distft.sections.deploy import Deploy
 from distft.storage import Storage
+from distft.submit import Submitted
 
 
 def says(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -65,7 +66,14 @@ def test_every_limit_is_an_option() -> None:
     shown = CliRunner().invoke(app, ["deploy", "--help"], env={"COLUMNS": "200"}).output
     missing = [key for key in Deploy.model_fields if f"--{key.replace('_', '-')}" not in shown]
     assert missing == ["address", "token_file"], "which only say where the verb is run"
-    assert handing.LIMIT_S > 0
+
+
+def test_a_command_that_never_ends_is_ended_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says("", tmp_path, monkeypatch)
+    (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(handing, "LIMIT_S", 0.2)
+    with pytest.raises(ServingError, match=r"distft deploy had not ended after 0\.2 s, and was ended"):
+        hand_over(Storage("/b"), Deploy(), lambda *_: None)
 
 
 def test_another_cluster_is_given_whole_paths_and_its_own_token(
@@ -73,6 +81,8 @@ def test_another_cluster_is_given_whole_paths_and_its_own_token(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked: list[object] = []
+    ended: list[str] = []
+    status = "SUCCEEDED"
 
     class Jobs:
         def __init__(self, *arguments: object) -> None:
@@ -82,8 +92,12 @@ def test_another_cluster_is_given_whole_paths_and_its_own_token(
             asked.append(words)
             return "deploy-1"
 
-        def follow(self, _: str, write: Callable[[str], object]) -> None:
+        def follow(self, id_: str, write: Callable[[str], object], limit_s: float) -> Submitted:
             write('noise\n{"model_version": "2", "replaced": "1", "checks": []}\n')
+            assert limit_s == handing.LIMIT_S
+            return Submitted(id_, "deploy", "/runs", status, None, 0, "")
+
+        stop = staticmethod(ended.append)
 
     monkeypatch.setattr("distft.submit.Jobs", Jobs)
     section = Deploy(state="runs/shop/service", address="http://shop-head-svc:8265", token_file="/etc/token")
@@ -93,6 +107,11 @@ def test_another_cluster_is_given_whole_paths_and_its_own_token(
     assert isinstance(words, list) and words[:2] == ["deploy", f"{tmp_path}/runs/night/bundle"]
     assert words[-3:] == ["--state", f"{tmp_path}/runs/shop/service", "--json"]
     assert not any("token" in word for word in words), "it is for this process, and not for the command line"
+    assert not ended
+    status = "RUNNING"
+    with pytest.raises(ServingError, match="deploy-1 at http://shop-head-svc:8265 had not ended after 1200 s"):
+        hand_over(Storage("runs/night/bundle"), section, lambda *_: None)
+    assert ended == ["deploy-1"]
 
 
 def test_a_token_of_no_cluster_is_a_mistake() -> None:
