@@ -164,8 +164,11 @@ def goodput(client: Client, folder: Path) -> dict[str, Any]:
     log = client.jobs.get_job_logs(chaos)
     report = json.loads(log[log.index("\n{") if "\n{" in log else log.index("{") :])
     client.run("jobs", "stop", id_)
-    lines = [line for line in read_lines(Storage(storage / "train")) if line["kind"] == "train"]
-    saved = [line["time_s"] for line in lines if line["step"] % EVERY_STEPS == 0]
+    lines = list(read_lines(Storage(storage / "train")))
+    with (RESULTS / "cluster-goodput.csv").open("w") as file:
+        file.write("kind,step,time_s\n")
+        file.writelines(f"{line['kind']},{line['step']},{line['time_s']:.3f}\n" for line in lines)
+    saved = [line["time_s"] for line in lines if line["kind"] == "train" and line["step"] % EVERY_STEPS == 0]
     return {
         "reported": report,
         "by_hand": by_hand(lines, report),
@@ -178,15 +181,16 @@ def goodput(client: Client, folder: Path) -> dict[str, Any]:
 def by_hand(lines: list[dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
     """Goodput by the clock alone: from each line of the journal to the next is time spent on its steps.
 
-    Unless a strike lies between them: then it is as long as that many steps took before it. What the lines say of the
-    time of a step, which the report adds up, is not looked at.
+    Unless a strike or a validation lies between them: then it is as long as that many steps took before it. What the
+    lines say of the time of a step, which the report adds up, is not looked at.
     """
-    struck_s = [strike["at_s"] for strike in report["strikes"]]
+    lost_s = [strike["at_s"] for strike in report["strikes"]]
+    lost_s += [line["time_s"] for line in lines if line["kind"] == "valid"]
     began_s, ended_s = report["began_s"], report["began_s"] + report["seconds"]
     spent_s, step_s, steps = 0.0, 0.0, 0
-    for before, line in pairwise(lines):
+    for before, line in pairwise(line for line in lines if line["kind"] == "train"):
         taken, start_s, end_s = line["step"] - before["step"], before["time_s"], line["time_s"]
-        if not any(start_s <= at_s < end_s for at_s in struck_s):
+        if not any(start_s <= at_s < end_s for at_s in lost_s):
             step_s = (end_s - start_s) / taken
         else:
             start_s = end_s - taken * step_s

@@ -48,14 +48,14 @@ class Strike:
     """One kill. ``*_s``: seconds after it; None for what has not happened.
 
     ``noticed_s``: the failure was written down; ``stepping_s``: the first step that was kept began; ``regained_s``: the
-    training stood where it had been. ``step``: where it was; ``resumed``: the step it went on from.
+    training stood where it had been. ``step``: the last that it had told of; ``resumed``: the one that it went on from.
     """
 
     kind: str
     node: str
     pid: int
     at_s: float
-    step: int
+    step: int = 0
     resumed: int | None = None
     noticed_s: float | None = None
     stepping_s: float | None = None
@@ -131,8 +131,9 @@ def _watch(
         if now_s >= due_s:
             due_s += schedule.every_s
             failures = len(read_failures(folder))
-            strike = _strike(schedule.kinds[len(strikes) % len(schedule.kinds)], _last(folder), draw)
+            strike = _strike(schedule.kinds[len(strikes) % len(schedule.kinds)], draw)
             if strike is not None:
+                strike.step = _last(folder)  # finding a process to kill takes a second, in which the training goes on
                 strikes.append(strike)
                 tell(f"{strike.kind} killed: process {strike.pid} on {strike.node}, at step {strike.step}")
         if strikes:
@@ -176,7 +177,7 @@ def _last(folder: Storage) -> int:
 # -- the kills ---------------------------------------------------------------------------------------------
 
 
-def _strike(kind: str, step: int, draw: random.Random) -> Strike | None:
+def _strike(kind: str, draw: random.Random) -> Strike | None:
     """Kills one of this kind; None where there is none at the moment."""
     import ray
 
@@ -190,7 +191,7 @@ def _strike(kind: str, step: int, draw: random.Random) -> Strike | None:
     if not found:
         return None
     name, pid = draw.choice(sorted(found))
-    strike = Strike(kind, name, pid, time.time(), step)
+    strike = Strike(kind, name, pid, time.time())
     cluster.on_each({name: nodes[name]}, end, {name: (pid,)}, 2.0)
     return strike
 
