@@ -11,7 +11,8 @@ submit`` with the job of ``tests/cluster/jobs.py``. NAME is one of
 - ``cut``: the cable of a node that trains is pulled for 20 s
 - ``disk``: the disk of the storage is filled up during the checkpoints; then the job is submitted again
 - ``goodput``: ``distft chaos`` kills a worker every 120 s for 30 minutes, with a checkpoint about every ten seconds;
-  goodput as it reports it, and as it follows from what the progress lines of the log say
+  goodput as it reports it, and as it follows from the times in the journal (kept as ``cluster-NAME.csv``)
+- ``goodput-10min``: the same for ten minutes
 - ``jobs``: 200 jobs, ten at once: 190 times ``distft check`` and ten trainings
 
 Each writes ``benchmarks/results/cluster-NAME.json``.
@@ -31,6 +32,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,20 +154,20 @@ def disk(client: Client, folder: Path) -> dict[str, Any]:
     }
 
 
-def goodput(client: Client, folder: Path) -> dict[str, Any]:
+def goodput(client: Client, folder: Path, name: str = "goodput", for_s: int = CHAOS_S) -> dict[str, Any]:
     """Half an hour of kills."""
-    storage = empty(client, folder, "goodput")
+    storage = empty(client, folder, name)
     sets = ("stages=[train]", "train.epochs=4000", "scaling.max_failures=100", "train.validate.every_epochs=40")
     id_ = client.submit(storage, *sets, f"train.checkpoint.every_steps={EVERY_STEPS}")["id"]
     until(lambda: checkpoint(storage)[0] >= EVERY_STEPS, "a checkpoint", LIMIT_S)
-    words = f"python -m distft chaos {storage}/train --kill worker --every {KILL_EVERY_S} --for {CHAOS_S} --json"
+    words = f"python -m distft chaos {storage}/train --kill worker --every {KILL_EVERY_S} --for {for_s} --json"
     chaos = client.jobs.submit_job(entrypoint=words)
-    until(lambda: client.jobs.get_job_status(chaos).is_terminal(), "the end of chaos", CHAOS_S + 120)
+    until(lambda: client.jobs.get_job_status(chaos).is_terminal(), "the end of chaos", for_s + 120)
     log = client.jobs.get_job_logs(chaos)
     report = json.loads(log[log.index("\n{") if "\n{" in log else log.index("{") :])
     client.run("jobs", "stop", id_)
     lines = list(read_lines(Storage(storage / "train")))
-    with (RESULTS / "cluster-goodput.csv").open("w") as file:
+    with (RESULTS / f"cluster-{name}.csv").open("w") as file:
         file.write("kind,step,time_s\n")
         file.writelines(f"{line['kind']},{line['step']},{line['time_s']:.3f}\n" for line in lines)
     saved = [line["time_s"] for line in lines if line["kind"] == "train" and line["step"] % EVERY_STEPS == 0]
@@ -231,6 +233,7 @@ CASES: dict[str, Callable[[Client, Path], dict[str, Any]]] = {
     "cut": cut,
     "disk": disk,
     "goodput": goodput,
+    "goodput-10min": partial(goodput, name="goodput-10min", for_s=600),
     "jobs": jobs,
 }
 
