@@ -129,19 +129,25 @@ def test_a_model_is_promoted_by_a_submitted_job_and_taken_back_and_no_request_is
 ) -> None:
     second = tmp_path / "second"
     subprocess.run(["cp", "-r", calm, second], check=True)
-    words = ("export", "job.yaml", "--storage", str(second), "--set", "serve.num_ingress_replicas=2")
+    words = ("export", "job.yaml", "--storage", str(second), "--set", "serve.num_ingress_replicas=2", "--force")
     code, _, said = client.run(*words)
     assert code == 0, said
     first = served_model(*service)
     with asking(*service) as outcomes:
         for words in (f"deploy {second}/bundle", "deploy --rollback"):
             before = len(outcomes)
-            id_ = client.jobs.submit_job(entrypoint=f"python -m distft {words} --json")
-            ended = client.ended(id_)
-            assert ended["exit_code"] == 0, client.jobs.get_job_logs(id_)
+            run_on_cluster(client, f"python -m distft {words}")
             assert (served_model(*service) == first) == ("--rollback" in words)
             assert len(outcomes) > before + 10
     assert not any(outcomes), set(outcomes)
+
+
+def run_on_cluster(client: Client, command: str) -> None:
+    """Runs a command as a job to its good end."""
+    jobs = client.jobs
+    id_ = jobs.submit_job(entrypoint=command)
+    until(lambda: jobs.get_job_status(id_).is_terminal(), f"the end of {command}")
+    assert jobs.get_job_status(id_).value == "SUCCEEDED", jobs.get_job_logs(id_)
 
 
 def served_model(url: str, key: str) -> str:
