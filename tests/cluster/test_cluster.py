@@ -134,10 +134,10 @@ def test_a_model_is_promoted_by_a_submitted_job_and_taken_back_and_no_request_is
     assert code == 0, said
     first = served_model(*service)
     with asking(*service) as outcomes:
-        for words in (f"deploy {second}/bundle", "deploy --rollback"):
+        for verb in (f"deploy {second}/bundle", "deploy --rollback"):
             before = len(outcomes)
-            run_on_cluster(client, f"python -m distft {words}")
-            assert (served_model(*service) == first) == ("--rollback" in words)
+            run_on_cluster(client, f"python -m distft {verb}")
+            assert (served_model(*service) == first) == ("--rollback" in verb)
             assert len(outcomes) > before + 10
     assert not any(outcomes), set(outcomes)
 
