@@ -15,7 +15,7 @@ from distft.serve.server import free_port
 
 OF_MANY = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=None)
 """Of a client that many threads share: it closes no idle connection. httpcore 1.0.9 may give one that it closes to a
-request that waits, which then never hears its answer (encode/httpcore, issue 1110)."""
+request that waits, which then never hears its answer (encode/httpcore#1110)."""
 
 
 @contextmanager
