@@ -219,7 +219,11 @@ class Encoder:
 
         Raises DataError for an unknown event type, and for an event without an item that needs one.
         """
-        users = [_by_time(events) for events in users]
+        orders = [time_order(events) for events in users]
+        users = [
+            events if order is None else [events[place] for place in order]
+            for events, order in zip(users, orders, strict=True)
+        ]
         events = [event for some in users for event in some]
         for event in events:
             if event.item_id is None and event.event not in ITEMLESS_EVENTS:
@@ -354,11 +358,12 @@ class Encoder:
         )
 
 
-def _by_time(events: Sequence[RawEvent]) -> Sequence[RawEvent]:
+def time_order(events: Sequence[RawEvent]) -> list[int] | None:
+    """The places of events in time order; None where they stay as they are: in order, or not all with a time."""
     times = [event.time_ms for event in events]
     if None in times or sorted(times) == times:  # type: ignore[type-var]
-        return events
-    return sorted(events, key=lambda event: event.time_ms or 0)
+        return None
+    return sorted(range(len(events)), key=times.__getitem__)  # type: ignore[arg-type]
 
 
 def _categories(specs: dict[str, tuple[FeatureSpec, ...]]) -> pa.Table:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distft.data import ragged
-from distft.data.encode import Encoder, RawEvent
+from distft.data.encode import Encoder, RawEvent, time_order
 from distft.data.users import Users
 from distft.errors import ArtefactError, QueryError
 from distft.item_vectors import stored_vectors
@@ -176,7 +176,11 @@ class Predictor:
         kept_N = self._kept(query.filter)
         if query.deny and self._allowed_N is not None:
             kept_N = self._allowed_N if kept_N is None else kept_N & self._allowed_N
-        return Accepted(query, events, kept_N, _by_time(followed, query.events) if query.explain else None)
+        if not query.explain:
+            return Accepted(query, events, kept_N)
+        order = time_order(events)
+        places = followed if order is None else [followed[place] for place in order]
+        return Accepted(query, events, kept_N, np.array(places, np.int64))
 
     def answer(self, queries: Sequence[Accepted]) -> list[Recommendation]:
         """The answer to each query: from the index, where there is one and it serves, or by a scan."""
@@ -345,13 +349,6 @@ class Predictor:
             source="model" if batch.queries[number].events else "popularity",
             model_version=self.version,
         )
-
-
-def _by_time(places: Sequence[int], events: Sequence[RawEvent]) -> NDArray[np.int64]:
-    """The places in the order in which the encoder puts their events."""
-    if all(events[place].time_ms is not None for place in places):
-        places = sorted(places, key=lambda place: events[place].time_ms or 0)
-    return np.array(places, np.int64)
 
 
 def _kept_scores(queries: Sequence[Accepted], scores: ScoreChunk) -> ScoreChunk:
