@@ -77,7 +77,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
 
 
 def summary(seeds: dict[str, Any]) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds, and each seed's value."""
+    """Mean and standard deviation of each metric over the seeds."""
     found = {}
     for name in METRICS:
         values = [seed["test"][name] for seed in seeds.values()]
