@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from distft.data.sources.base import Source
     from distft.losses.base import Loss
     from distft.models.base import Model
-    from distft.schema import Catalog
+    from distft.schema import Catalog, ExcludeSeen
 
 
 MAX_COUNT = 2**31 - 1
@@ -168,6 +168,11 @@ class LossConfig(Section):
         None where the score is compared with those of other items. What judges labels or values is called pointwise.
         """
         return None
+
+    @property
+    def excluded(self) -> ExcludeSeen:
+        """Items of the history with which no target is compared."""
+        return "none"
 
     def values(self, scores: Any) -> Any:
         """The values that scores stand for, where the loss judges values."""

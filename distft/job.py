@@ -8,7 +8,7 @@ and reports mistakes with line and column.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -16,7 +16,7 @@ from distft.component import KeyMistake, LossConfig, ModelConfig, Section, confi
 from distft.deepspeed_keys import train_misfits
 from distft.losses.softmax.config import Config as Softmax
 from distft.models.transformer.config import Config as Transformer
-from distft.schema import LABEL_METRICS, VALUE_METRICS
+from distft.schema import LABEL_METRICS, VALUE_METRICS, ExcludeSeen
 from distft.sections.data import Data
 from distft.sections.deploy import Deploy
 from distft.sections.serve import Evaluate, Serve
@@ -87,6 +87,14 @@ class Job(Section):
                 # Its validation goes through the layers as often as a rank has pairs; stage 3 needs all ranks then.
                 text = "expected 0, 1 or 2: a model {} is validated with all of its weights on every worker"
                 refuse([((name, "zero", "stage"), text.format(self.model.kind))])
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_that_is_ranked_goes_unlearnt(self) -> Job:
+        ranked, rules = self.evaluate.exclude_seen, get_args(ExcludeSeen)
+        if rules.index(self.loss.excluded) < rules.index(ranked):
+            text = f"expected no more than evaluate.exclude_seen ({ranked}): what no target was compared with while"
+            refuse([(("loss", "exclude_seen"), f"{text} training would stand anywhere in a ranking")])
         return self
 
     @model_validator(mode="after")

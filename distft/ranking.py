@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from distft.item_vectors import ItemVectors, Precision
 from distft.models.base import Model, OwnScores, last_states, states_once
 from distft.models.products import times_transposed
 from distft.models.threads import each
-from distft.schema import NUM_RESERVED, Batch, Histories
+from distft.schema import NUM_RESERVED, Batch, ExcludeSeen, Histories
 from distft.topk import ScoreChunk, target_ranks, top_k
 
 BATCH_ROWS = 512
@@ -40,8 +39,6 @@ STORED_ROWS = 4096
 
 DIAGONAL_ROWS = 256
 """Rows of the square products whose diagonals are the targets' own scores."""
-
-ExcludeSeen = Literal["all", "targets", "none"]
 
 
 def excluded_items(

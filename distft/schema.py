@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,9 @@ QUANTITY = "quantity"
 
 EVENT_TYPES = ("view", "cart", "favourite", "purchase", "search", "rating", "follow", "comment")
 ITEMLESS_EVENTS = frozenset({"search"})
+
+ExcludeSeen = Literal["all", "targets", "none"]
+"""Items of a history that are left out: all, those of target events, or none. Each rule includes those after it."""
 
 SPLITS = ("train", "valid", "test")
 
@@ -123,6 +126,7 @@ class Catalog:
     each item row, int64[num_items]; None where nothing is known of them. ``user_features``: the columns of
     ``Batch.user_codes_BK``, then those of ``user_numbers_BG``. ``has_labels``: ``Batch.label_BL`` tells something.
     ``has_item_table``: a model holds the table of items itself; otherwise it is given rows of it, as it needs them.
+    ``target_events``: the codes of the events that are predicted.
     """
 
     num_items: int
@@ -134,6 +138,7 @@ class Catalog:
     user_features: tuple[UserFeature, ...] = ()
     has_labels: bool = False
     has_item_table: bool = True
+    target_events: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

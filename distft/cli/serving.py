@@ -49,9 +49,9 @@ def recommend(  # noqa: PLR0913  one parameter an option
         beside = f"{Storage(bundle).uri.rpartition('/')[0]}/recommendations"
         into = beside if out is None else checked_place("--out", out)
         from distft.cluster import connect
-        from distft.ranking import ExcludeSeen
         from distft.recommend.recommend import Task, Wanted
         from distft.recommend.recommend import recommend as score
+        from distft.schema import ExcludeSeen
         from distft.serve.denylist import read_deny_list
         from distft.terminal.progress import watching
 

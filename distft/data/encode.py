@@ -188,6 +188,7 @@ class Encoder:
             counts=self.counts,
             user_features=user_inputs(self.user_features),
             has_labels=self.label_at_least is not None,
+            target_events=tuple(self.target_codes.tolist()),
         )
 
     # -- words → rows --------------------------------------------------------------------------------------

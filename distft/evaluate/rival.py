@@ -17,8 +17,8 @@ from distft.errors import ArtefactError
 from distft.item_vectors import stored_vectors
 from distft.jobfile import parse_job
 from distft.models.weights import fill, read_weights
-from distft.ranking import ExcludeSeen, Ranker, excluded_items
-from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, Histories
+from distft.ranking import Ranker, excluded_items
+from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, ExcludeSeen, Histories
 from distft.storage import Storage
 
 VERSION_CHARS = 12

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distft.losses.chunks import dealt, slices
+from distft.losses.seen import Seen
 from distft.models.products import times_transposed
 from distft.models.threads import each
 
@@ -30,11 +31,15 @@ LOG2_E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class Candidates:
-    """``v_UD`` with their weights (log) ``log_weight_U``; ``hit_M`` is where a position's target stands, or -1."""
+    """``v_UD`` with their weights (log) ``log_weight_U``; ``hit_M`` is where a position's target stands, or -1.
+
+    ``seen``, by the places of the candidates: what a position is not compared with.
+    """
 
     v_UD: Tensor
     log_weight_U: Tensor
     hit_M: Tensor
+    seen: Seen | None = None
 
 
 def log_normaliser(x_MD: Tensor, own_M: Tensor, candidates: Candidates, max_numbers: int) -> Tensor:
@@ -74,7 +79,13 @@ def _logistic(
 
 def _applied(chunk: _Chunk, x_MD: Tensor, own_M: Tensor, candidates: Candidates, max_numbers: int) -> Tensor:
     loss: Tensor = _Summed.apply(  # type: ignore[no-untyped-call]
-        x_MD, own_M.float(), candidates.v_UD, candidates.log_weight_U, candidates.hit_M, chunk, max_numbers
+        x_MD,
+        own_M.float(),
+        candidates.v_UD,
+        candidates.log_weight_U,
+        (candidates.hit_M, candidates.seen),
+        chunk,
+        max_numbers,
     )
     return loss
 
@@ -87,12 +98,12 @@ class _Summed(torch.autograd.Function):
         own_M: Tensor,
         v_UD: Tensor,
         log_weight_U: Tensor,
-        hit_M: Tensor,
+        struck: tuple[Tensor, Seen | None],
         chunk: _Chunk,
         max_numbers: int,
     ) -> Tensor:
         dx_MD, down_M = torch.empty_like(x_MD), torch.empty_like(own_M)
-        work = partial(_work, chunk, x_MD, own_M, v_UD, log_weight_U, hit_M, dx_MD, down_M)
+        work = partial(_work, chunk, x_MD, own_M, v_UD, log_weight_U, struck, dx_MD, down_M)
         parts = each(work, dealt(slices(len(x_MD), len(v_UD), max_numbers, x_MD.device), x_MD.device))
         ctx.save_for_backward(dx_MD, down_M, torch.stack([dv for _, dv in parts]).sum(0).T.contiguous())
         ctx.dtype = v_UD.dtype
@@ -111,12 +122,13 @@ def _work(  # noqa: PLR0913
     own_M: Tensor,
     v_UD: Tensor,
     log_weight_U: Tensor,
-    hit_M: Tensor,
+    struck: tuple[Tensor, Seen | None],
     dx_MD: Tensor,
     down_M: Tensor,
     parts: list[slice],
 ) -> tuple[Tensor, Tensor]:
     """(Loss, its gradient dv_DU) of the positions of ``parts``; writes theirs of ``dx_MD`` and ``down_M``."""
+    hit_M, seen = struck
     dv_DU = torch.zeros(v_UD.shape[::-1], dtype=torch.float32, device=v_UD.device)
     loss_sum = torch.zeros((), dtype=torch.float32, device=x_MD.device)
     for part in parts:
@@ -124,6 +136,8 @@ def _work(  # noqa: PLR0913
         s_CU = times_transposed(x_CD, v_UD).float()
         held_H = (hit_C >= 0).nonzero()[:, 0]
         s_CU[held_H, hit_C[held_H]] = -torch.inf
+        if seen is not None:
+            s_CU[seen.pairs(part)] = -torch.inf
         loss, e_CU, scale_C, down_M[part] = chunk(s_CU, own_M[part], log_weight_U)
         loss_sum += loss
         e_CU = e_CU.to(x_MD.dtype)

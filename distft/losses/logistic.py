@@ -25,26 +25,34 @@ from distft.losses.candidates import Candidates, logistic_losses
 from distft.losses.config import LogisticConfig
 from distft.losses.negatives import Sampler, distinct, places
 from distft.losses.scores import candidate_scores, dots, vectors_once
+from distft.losses.seen import Exclusion, Seen, left_out
 from distft.models.base import Model
 from distft.schema import Batch
 
 
-def against_negatives(
-    model: Model, wanted: Wanted, batch: Batch, sampler: Sampler, config: LogisticConfig, exponent: float
+def against_negatives(  # noqa: PLR0913
+    model: Model,
+    wanted: Wanted,
+    batch: Batch,
+    sampler: Sampler,
+    exclusion: Exclusion,
+    config: LogisticConfig,
+    exponent: float,
 ) -> Tensor:
     """The loss above, summed over the positions with a target; the target's probability is taken ** ``exponent``."""
-    offset = prior(config.num_negatives, exponent)
+    offset, seen = prior(config.num_negatives, exponent), exclusion.seen(batch, wanted)
     if not config.negatives_shared:
         items_MK = sampler.for_each(batch, config.num_negatives)
-        own_M, others = _over_own(model, wanted, items_MK, torch.ones_like(items_MK), batch, config.max_logits, offset)
+        one_MK = torch.ones_like(items_MK)
+        own_M, others = _over_own(model, wanted, items_MK, one_MK, batch, config.max_logits, offset, seen)
     else:
         items_U, count_U = distinct(sampler.for_step(batch, config.num_negatives), model.num_items)
         if model.retrieval == "dot":
-            own_M, others = _over_shared(model, wanted, items_U, count_U, config.max_logits, offset)
+            own_M, others = _over_shared(model, wanted, items_U, count_U, config.max_logits, offset, seen)
         else:
             size = (len(wanted.target_M), -1)
             own_M, others = _over_own(
-                model, wanted, items_U.expand(size), count_U.expand(size), batch, config.max_logits, offset
+                model, wanted, items_U.expand(size), count_U.expand(size), batch, config.max_logits, offset, seen
             )
     return (exponent * F.softplus(offset - own_M).sum() + others) / (config.num_negatives + 1)
 
@@ -54,20 +62,34 @@ def prior(num_negatives: int, exponent: float = 1.0) -> float:
     return math.log(num_negatives / exponent)
 
 
-def _over_shared(
-    model: Model, wanted: Wanted, items_U: Tensor, count_U: Tensor, max_numbers: int, offset: float
+def _over_shared(  # noqa: PLR0913
+    model: Model,
+    wanted: Wanted,
+    items_U: Tensor,
+    count_U: Tensor,
+    max_numbers: int,
+    offset: float,
+    seen: Seen | None,
 ) -> tuple[Tensor, Tensor]:
     v_ND, place_M, place_U = vectors_once(model, wanted.target_M, items_U)
     hit_M = places(items_U, wanted.target_M, model.num_items)
-    candidates = Candidates(v_ND[place_U], count_U.float().log(), hit_M)
+    seen = seen.among(items_U, model.num_items) if seen else None
+    candidates = Candidates(v_ND[place_U], count_U.float().log(), hit_M, seen)
     own_M = dots(wanted.x_MD, F.embedding(place_M, v_ND))
     return own_M, logistic_losses(wanted.x_MD, candidates, offset, max_numbers)
 
 
 def _over_own(  # noqa: PLR0913
-    model: Model, wanted: Wanted, items_MK: Tensor, count_MK: Tensor, batch: Batch, max_numbers: int, offset: float
+    model: Model,
+    wanted: Wanted,
+    items_MK: Tensor,
+    count_MK: Tensor,
+    batch: Batch,
+    max_numbers: int,
+    offset: float,
+    seen: Seen | None,
 ) -> tuple[Tensor, Tensor]:
     all_MK = torch.cat([wanted.target_M[:, None], items_MK], 1)
     s_MK = candidate_scores(model, wanted, all_MK, batch, max_numbers)
-    weight_MK = count_MK.float().masked_fill(items_MK == wanted.target_M[:, None], 0)
+    weight_MK = count_MK.float().masked_fill(left_out(items_MK, wanted, seen, max_numbers), 0)
     return s_MK[:, 0], (weight_MK * F.softplus(s_MK[:, 1:] - offset)).sum()

@@ -24,8 +24,8 @@ from distft.data.parquet import OPTIONS, read_table
 from distft.errors import ArtefactError, DistftError, RunError, UsageError, revived
 from distft.jobfile import parse_job
 from distft.lock import locked
-from distft.ranking import ExcludeSeen
 from distft.recommend.scoring import BatchScorer
+from distft.schema import ExcludeSeen
 from distft.serve.arrangement import VERSION_CHARS
 from distft.serve.predictor import Predictor
 from distft.storage import MANIFEST, Storage, digest

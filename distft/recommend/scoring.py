@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distft.data.histories import encoded
-from distft.ranking import ExcludeSeen, excluded_items
-from distft.schema import NUM_RESERVED, PAD
+from distft.ranking import excluded_items
+from distft.schema import NUM_RESERVED, PAD, ExcludeSeen
 from distft.serve.predictor import Predictor
 from distft.topk import ScoreChunk, top_k
 

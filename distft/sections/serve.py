@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from distft.component import MAX_COUNT, Section, refuse
+from distft.schema import ExcludeSeen
 from distft.sections.values import Rank
 
 
@@ -15,7 +16,7 @@ class Evaluate(Section):
     """How the test split is scored; baselines and the server follow the same exclusion rule."""
 
     k: tuple[Rank, ...] = Field((1, 5, 10, 20), min_length=1)
-    exclude_seen: Literal["all", "targets", "none"] = Field(
+    exclude_seen: ExcludeSeen = Field(
         "all", description="items of the history that are not recommended: all, those of target events, or none"
     )
 

@@ -27,8 +27,8 @@ from distft.item_vectors import stored_vectors
 from distft.job import Job
 from distft.jobfile import parse_job
 from distft.models.weights import fill, read_weights
-from distft.ranking import DotScores, ExcludeSeen, Ranker, excluded_items
-from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, Histories
+from distft.ranking import DotScores, Ranker, excluded_items
+from distft.schema import ITEMLESS_EVENTS, NUM_RESERVED, PAD, UNKNOWN, ExcludeSeen, Histories
 from distft.serve.arrangement import VERSION_CHARS
 from distft.serve.explaining import Reason, reasons
 from distft.storage import Storage

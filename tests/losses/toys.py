@@ -15,22 +15,32 @@ from distft.schema import Batch, Catalog
 from tests.train.ranks import DIM, NUM_ITEMS, Toy, toy_batch
 
 COUNTS = np.concatenate([[0, 0], np.arange(NUM_ITEMS - 2) ** 2]).astype(np.int64)
-CATALOG = Catalog(NUM_ITEMS, 2, 0, False, counts=COUNTS)
+CATALOG = Catalog(NUM_ITEMS, 3, 0, False, counts=COUNTS, target_events=(1,))
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "softmax": [{}, {"label_smoothing": 0.2}],
+    "softmax": [{}, {"label_smoothing": 0.2}, {"exclude_seen": "all"}],
     "sampled_softmax": [
         {"num_negatives": 9, "sampling": "popularity", "label_smoothing": 0.2},
         {"num_negatives": 9, "negatives_shared": False, "label_smoothing": 0.2},
         {"sampling": "in_batch"},
+        {"num_negatives": 9, "exclude_seen": "all"},
+        {"num_negatives": 9, "negatives_shared": False, "exclude_seen": "all"},
     ],
     "bce": [
         {"num_negatives": 3},
         {"num_negatives": 9, "negatives_shared": True, "sampling": "popularity"},
         {"num_negatives": 0},
+        {"num_negatives": 9, "exclude_seen": "all"},
     ],
-    "gbce": [{"num_negatives": 9}, {"num_negatives": 4, "negatives_shared": False}],
-    "adversarial": [{"num_negatives": 3, "pool_size": 12, "generator_dim": 4}],
+    "gbce": [
+        {"num_negatives": 9},
+        {"num_negatives": 4, "negatives_shared": False},
+        {"num_negatives": 9, "exclude_seen": "all"},
+    ],
+    "adversarial": [
+        {"num_negatives": 3, "pool_size": 12, "generator_dim": 4},
+        {"num_negatives": 3, "pool_size": 12, "generator_dim": 4, "exclude_seen": "all"},
+    ],
 }
 """Settings of a loss that are tested; one that is not listed is tested with its defaults."""
 
@@ -42,7 +52,7 @@ class PairToy(Toy):
 
     def __init__(self) -> None:
         super().__init__()
-        self.score = nn.Sequential(nn.Linear(2 * DIM, 8), nn.ReLU(), nn.Linear(8, 1))
+        self.score = nn.Sequential(nn.Linear(2 * DIM, 8), nn.ReLU(), nn.Linear(8, 1, bias=False))
 
     def pair_scores(self, x_ND: Tensor, items_NK: Tensor, batch: Batch, row_N: Tensor) -> Tensor:
         v_NKD = self.items(items_NK)

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from distft.component import MAX_COUNT, LossConfig, refuse
+from distft.component import MAX_COUNT, refuse
+from distft.losses.config import ComparingConfig
 
 if TYPE_CHECKING:
     from distft.losses.base import Loss
     from distft.schema import Catalog
 
 
-class Config(LossConfig):
+class Config(ComparingConfig):
     """A generator learns which items the model takes for the target; the model learns to tell them apart."""
 
     kind: Literal["adversarial"] = "adversarial"

@@ -25,12 +25,16 @@ from distft.losses.draws import gumbel, numbers, place_keys
 from distft.losses.logistic import prior
 from distft.losses.negatives import Sampler, distinct
 from distft.losses.scores import candidate_scores, dots, vectors_once
+from distft.losses.seen import Exclusion, left_out
 from distft.models.base import Model
 from distft.models.blocks import init_normal
 from distft.schema import PAD, Batch, Catalog
 
 if TYPE_CHECKING:
     from distft.losses.adversarial.config import Config
+
+FAR_BELOW = -1e30
+"""The score of what is not to be chosen; finite, so that a softmax over nothing else is a number."""
 
 
 class Adversarial(Loss):
@@ -40,6 +44,7 @@ class Adversarial(Loss):
         super().__init__()
         self.config = config
         self.sampler = Sampler(catalog, "uniform", 1.0)
+        self.exclusion = Exclusion(config.exclude_seen, catalog.target_events)
         self.items = nn.Embedding(catalog.num_items, config.generator_dim, padding_idx=PAD)
         self.query = nn.Linear(state_dim, config.generator_dim)
         self.apply(init_normal)
@@ -52,13 +57,14 @@ class Adversarial(Loss):
         """(loss_sum, count)."""
         wanted = Wanted.of(x_BLD, batch)
         pool_P, _ = distinct(self.sampler.for_step(batch, self.config.pool_size), model.num_items)
-        other_MP = pool_P != wanted.target_M[:, None]
+        seen, pool_MP = self.exclusion.seen(batch, wanted), pool_P.expand(len(wanted.target_M), -1)
+        other_MP = ~left_out(pool_MP, wanted, seen, self.config.max_logits)
         own_M, s_MP = self._model_scores(model, wanted, pool_P, batch)
         g_MP = self._generator_scores(wanted, pool_P)
         proposed_MP = self._proposals(g_MP.detach(), other_MP, batch, wanted)
         offset = prior(self.config.num_negatives)
         model_sum = F.softplus(offset - own_M).sum() + (F.softplus(s_MP - offset) * proposed_MP).sum()
-        policy_MP = g_MP.masked_fill(~other_MP, -torch.inf).softmax(1)
+        policy_MP = g_MP.masked_fill(~other_MP, FAR_BELOW).softmax(1)
         generator_sum = -(policy_MP * (s_MP.detach() - offset).sigmoid() * other_MP).sum()
         loss_sum = model_sum / (self.config.num_negatives + 1) + generator_sum - generator_sum.detach()
         return loss_sum, wanted.count

@@ -29,6 +29,8 @@ class Config(LogisticConfig):
     def _labels_share_nothing(self) -> Config:
         if self.negatives_shared and not self.num_negatives:
             refuse([(("negatives_shared",), "there are no negatives to share with num_negatives: 0")])
+        if self.exclude_seen != "none" and not self.num_negatives:
+            refuse([(("exclude_seen",), "there are no negatives to leave out with num_negatives: 0")])
         return self
 
     @property

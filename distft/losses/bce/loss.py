@@ -16,6 +16,7 @@ from distft.losses.base import Loss, Wanted
 from distft.losses.logistic import against_negatives
 from distft.losses.negatives import Sampler
 from distft.losses.scores import candidate_scores
+from distft.losses.seen import Exclusion
 from distft.models.base import Model
 from distft.schema import Batch, Catalog
 
@@ -30,6 +31,7 @@ class BCE(Loss):
         super().__init__()
         self.config = config
         self.sampler = Sampler(catalog, config.sampling, config.popularity_exponent)
+        self.exclusion = Exclusion(config.exclude_seen, catalog.target_events)
 
     def item_rows(self, batch: Batch) -> Tensor:
         """Targets, and negatives where there are any."""
@@ -42,6 +44,6 @@ class BCE(Loss):
         """(loss_sum, count)."""
         wanted = Wanted.of(x_BLD, batch)
         if self.config.num_negatives:
-            return against_negatives(model, wanted, batch, self.sampler, self.config, 1.0), wanted.count
+            return against_negatives(model, wanted, batch, self.sampler, self.exclusion, self.config, 1.0), wanted.count
         s_M = candidate_scores(model, wanted, wanted.target_M[:, None], batch, self.config.max_logits)[:, 0]
         return F.binary_cross_entropy_with_logits(s_M, wanted.value_M, reduction="sum"), wanted.count

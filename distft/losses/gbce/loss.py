@@ -16,6 +16,7 @@ from torch import Tensor
 from distft.losses.base import Loss, Wanted
 from distft.losses.logistic import against_negatives
 from distft.losses.negatives import Sampler
+from distft.losses.seen import Exclusion
 from distft.models.base import Model
 from distft.schema import NUM_RESERVED, Batch, Catalog
 
@@ -30,6 +31,7 @@ class GBCE(Loss):
         super().__init__()
         self.config = config
         self.sampler = Sampler(catalog, config.sampling, config.popularity_exponent)
+        self.exclusion = Exclusion(config.exclude_seen, catalog.target_events)
         self.beta = target_exponent(config.num_negatives, catalog.num_items - NUM_RESERVED, config.calibration)
 
     def item_rows(self, batch: Batch) -> Tensor:
@@ -40,7 +42,9 @@ class GBCE(Loss):
     def forward(self, model: Model, x_BLD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_sum, count)."""
         wanted = Wanted.of(x_BLD, batch)
-        return against_negatives(model, wanted, batch, self.sampler, self.config, self.beta), wanted.count
+        return against_negatives(
+            model, wanted, batch, self.sampler, self.exclusion, self.config, self.beta
+        ), wanted.count
 
 
 def target_exponent(num_negatives: int, num_items: int, calibration: float) -> float:

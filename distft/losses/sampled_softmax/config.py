@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from distft.component import refuse
-from distft.losses.config import DrawnConfig
+from distft.losses.config import DrawnConfig, SmoothedConfig
 
 if TYPE_CHECKING:
     from distft.losses.base import Loss
     from distft.schema import Catalog
 
 
-class Config(DrawnConfig):
+class Config(SmoothedConfig, DrawnConfig):
     """Softmax whose normaliser is estimated from negatives, each weighed by how often it was to be expected."""
 
     kind: Literal["sampled_softmax"] = "sampled_softmax"
     sampling: Literal["uniform", "popularity", "in_batch"] = Field(
         "uniform", description="how negatives are drawn; in_batch: all targets of the micro-batch"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items")
 
     @model_validator(mode="after")
     def _a_batch_is_shared(self) -> Config:

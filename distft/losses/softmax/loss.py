@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from distft.losses.base import Loss
+from distft.losses.base import Loss, Wanted
 from distft.losses.chunks import dealt, slices
+from distft.losses.seen import Exclusion, Seen
 from distft.models.base import Model, OwnScores
 from distft.models.products import times_transposed
 from distft.models.threads import each
-from distft.schema import NUM_RESERVED, PAD, Batch
+from distft.schema import NUM_RESERVED, Batch, Catalog
 
 if TYPE_CHECKING:
     from distft.losses.softmax.config import Config
@@ -34,39 +35,41 @@ LOG2_E = math.log2(math.e)
 class Softmax(Loss):
     """-log p(target), p the softmax over every real item's score; PAD and UNKNOWN take no part."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
+        self.exclusion = Exclusion(config.exclude_seen, catalog.target_events)
 
     def forward(self, model: Model, x_BLD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_sum, count); label smoothing spreads its share evenly over all items."""
-        wanted_BL = batch.target_BL != PAD
-        x_MD = x_BLD[wanted_BL]
-        target_M = batch.target_BL[wanted_BL] - NUM_RESERVED
+        wanted = Wanted.of(x_BLD, batch)
+        x_MD, target_M = wanted.x_MD, wanted.target_M - NUM_RESERVED
         items_V = torch.arange(NUM_RESERVED, model.num_items, device=x_BLD.device)
         v_VD = model.item_vectors(items_V)
-        row_M, position_M = wanted_BL.nonzero().unbind(1)
-        own = model.own_scores(x_MD, row_M, position_M, batch)
+        own = model.own_scores(x_MD, wanted.row_M, wanted.position_M, batch)
+        seen = self.exclusion.seen(batch, wanted)
         smoothing, max_logits = self.config.label_smoothing, self.config.max_logits
-        return chunked_cross_entropy(x_MD, v_VD, target_M, smoothing, max_logits, own), wanted_BL.sum()
+        return chunked_cross_entropy(x_MD, v_VD, target_M, smoothing, max_logits, own, seen), wanted.count
 
 
-def chunked_cross_entropy(
+def chunked_cross_entropy(  # noqa: PLR0913
     x_MD: Tensor,
     v_VD: Tensor,
     target_M: Tensor,
     label_smoothing: float,
     max_logits: int,
     own: OwnScores | None = None,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Sum over M of cross-entropy(x_MD @ v_VD.T, target_M), at most ``max_logits`` logits at a time.
 
-    The additions of ``own`` count for the logits; its item rows are those of the catalogue, reserved ones included.
+    The additions of ``own`` count for the logits; its item rows are those of the catalogue, reserved ones included, as
+    are those of ``seen``, whose items take no part; nothing is then smoothed.
     """
     bonus_P = None if own is None else own.bonus_P
     places = None if own is None else (own.state_P, own.item_P - NUM_RESERVED)
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        x_MD, v_VD, bonus_P, target_M, label_smoothing, max_logits, places
+        x_MD, v_VD, bonus_P, target_M, label_smoothing, max_logits, places, None if seen is None else seen.among_all()
     )
     return loss
 
@@ -82,6 +85,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         max_logits: int,
         places: tuple[Tensor, Tensor] | None,
+        seen: Seen | None,
     ) -> Tensor:
         num_items, share = len(v_VD), 1 - label_smoothing
         needs_x, needs_v = ctx.needs_input_grad[:2]
@@ -90,7 +94,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             added = _Additions(bonus_P, *places, len(x_MD), num_items)
         dx_MD = torch.empty_like(x_MD) if needs_x else None
         chunks = dealt(slices(len(x_MD), num_items, max_logits, x_MD.device), x_MD.device)
-        parts = each(partial(_normaliser, x_MD, v_VD, added, dx_MD, needs_v), chunks)
+        parts = each(partial(_normaliser, x_MD, v_VD, added, seen, dx_MD, needs_v), chunks)
         loss_sum = torch.stack([loss for loss, _ in parts]).sum()
         dv_DV = torch.stack([dv for _, dv in parts if dv is not None]).sum(0) if needs_v else None
         # The other half of the loss and its gradients: the score of the smoothed target, one vector a position.
@@ -119,7 +123,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dx = None if dx_MD is None else dx_MD * scale.to(dx_MD.dtype)
         dv = None if dv_VD is None else (dv_VD * scale).to(ctx.dtype)
         d_bonus = None if d_bonus_P is None else d_bonus_P * scale
-        return dx, dv, d_bonus, None, None, None, None
+        return dx, dv, d_bonus, None, None, None, None, None
 
 
 class _Additions:
@@ -139,10 +143,11 @@ class _Additions:
         return part, self.index_P[part] - chunk.start * self._num_items
 
 
-def _normaliser(
+def _normaliser(  # noqa: PLR0913
     x_MD: Tensor,
     v_VD: Tensor,
     added: _Additions | None,
+    seen: Seen | None,
     dx_MD: Tensor | None,
     needs_v: bool,
     chunks: list[slice],
@@ -156,6 +161,8 @@ def _normaliser(
         if added is not None:
             part, index_P = added.of(chunk)
             s_CV.view(-1).index_add_(0, index_P, added.bonus_P[part])
+        if seen is not None:
+            s_CV[seen.pairs(chunk)] = -torch.inf
         most_C1 = s_CV.amax(1, keepdim=True)
         # Written over the logits, unnormalised: their sum divides the narrow products below instead.
         e_CV = s_CV.sub_(most_C1).mul_(LOG2_E).exp2_()
