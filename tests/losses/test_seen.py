@@ -14,6 +14,8 @@ from distft.job import Job
 from distft.jobfile import parse_job
 from distft.losses.base import Wanted
 from distft.losses.seen import Exclusion
+from distft.losses.softmax.loss import chunked_cross_entropy
+from distft.models.base import OwnScores
 from distft.schema import NUM_RESERVED, PAD, UNKNOWN
 from tests.losses.toys import built, labelled
 from tests.train.ranks import NUM_ITEMS
@@ -79,6 +81,24 @@ def test_softmax_is_over_what_was_not_seen(batch, rule):
     found = torch.autograd.grad(value, [model.items.weight, model.mix.weight])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert abs(value - built(KINDS["softmax"], {})[1](model, model.states(batch), batch)[0]) > 1
+
+
+def test_what_a_model_adds_to_the_score_of_a_seen_item_changes_nothing(batch):
+    torch.manual_seed(0)
+    wanted = Wanted.of(torch.randn(*batch.item_BL.shape, 4), batch)
+    x_MD, v_VD = wanted.x_MD.requires_grad_(), torch.randn(NUM_ITEMS - NUM_RESERVED, 4, requires_grad=True)
+    seen, left_out = Exclusion("targets", (1,)).seen(batch, wanted), seen_by_hand(batch, "targets")
+    state_P = torch.arange(len(left_out)).repeat_interleave(5)
+    item_P = NUM_RESERVED + torch.randint(NUM_ITEMS - NUM_RESERVED, state_P.shape)
+    bonus_P = torch.randn(state_P.shape).requires_grad_()
+    assert 0 < left_out[state_P, item_P].sum() < len(state_P)
+    target_M = wanted.target_M - NUM_RESERVED
+    s_MV = (x_MD @ v_VD.T).index_put((state_P, item_P - NUM_RESERVED), bonus_P, accumulate=True)
+    plain = F.cross_entropy(s_MV.masked_fill(left_out[:, NUM_RESERVED:], -torch.inf), target_M, reduction="sum")
+    loss = chunked_cross_entropy(x_MD, v_VD, target_M, 0.0, 50, OwnScores(state_P, item_P, bonus_P), seen)
+    torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-4)
+    found, expected = (torch.autograd.grad(value, [x_MD, v_VD, bonus_P]) for value in (loss, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rule", RULES)
